@@ -1,0 +1,151 @@
+#define _GNU_SOURCE
+#include "block.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+static bool bit(const sc_word *map, uint64_t i) { return sc_peek(map + i / 64) >> (i % 64) & 1; }
+
+static void set_bits(sc_word *map, uint64_t at, uint64_t n, bool on)
+{
+    for (uint64_t i = at; i < at + n;) {
+        uint64_t upto = (i / 64 + 1) * 64 < at + n ? (i / 64 + 1) * 64 : at + n, width = upto - i;
+        uint64_t mask = (width == 64 ? ~UINT64_C(0) : (UINT64_C(1) << width) - 1) << (i % 64);
+        uint64_t old = sc_peek(map + i / 64);
+        sc_poke(map + i / 64, on ? old | mask : old & ~mask);
+        i = upto;
+    }
+}
+
+/* The first bit at or after i that is `on`, else end. */
+static uint64_t next_bit(const sc_word *map, uint64_t i, uint64_t end, bool on)
+{
+    while (i < end) {
+        uint64_t word = sc_peek(map + i / 64);
+        word = (on ? word : ~word) >> (i % 64);
+        if (word) {
+            i += (uint64_t)__builtin_ctzll(word);
+            return i < end ? i : end;
+        }
+        i = (i / 64 + 1) * 64;
+    }
+    return end;
+}
+
+static uint64_t find_run(const sc_word *map, uint64_t from, uint64_t end, uint64_t n)
+{
+    for (uint64_t i = from; (i = next_bit(map, i, end, false)) + n <= end;) {
+        uint64_t used = next_bit(map, i, i + n, true);
+        if (used == i + n)
+            return i;
+        i = used;
+    }
+    return SC_NO_SLOT;
+}
+
+static uint32_t find(const sc_word *map, uint64_t bits, sc_half *cursor, uint32_t n)
+{
+    uint64_t from = sc_peek32(cursor), at;
+    if (from >= bits)
+        from = 0;
+    at = find_run(map, from, bits, n);
+    if (at == SC_NO_SLOT)
+        at = find_run(map, 0, from + n - 1 < bits ? from + n - 1 : bits, n);
+    if (at != SC_NO_SLOT)
+        sc_poke32(cursor, (uint32_t)(at + n));
+    return (uint32_t)at;
+}
+
+uint32_t sc_block_find(struct sc_segment *s, uint32_t n)
+{
+    if (sc_peek32(&sc_header(s)->free_blocks) < n)
+        return SC_NO_SLOT;
+    return find(sc_block_map(s), s->g.blocks, &sc_header(s)->block_cursor, n);
+}
+
+uint32_t sc_block_grow(const struct sc_segment *s, uint32_t block, uint32_t blocks, uint32_t n)
+{
+    uint64_t first = block, end = (uint64_t)block + blocks;
+    while (end - first < n && end < s->g.blocks && !sc_block_used(s, (uint32_t)end))
+        end++;
+    while (end - first < n && first > 0 && !sc_block_used(s, (uint32_t)first - 1))
+        first--;
+    return end - first >= n ? (uint32_t)first : SC_NO_SLOT;
+}
+
+void sc_block_use(struct sc_segment *s, uint32_t block, uint32_t n, uint32_t slot)
+{
+    set_bits(sc_block_map(s), block, n, true);
+    for (uint32_t b = block; b < block + n; b++)
+        sc_poke32(sc_owner(s, b), slot);
+    sc_half *count = &sc_header(s)->free_blocks;
+    sc_poke32(count, sc_peek32(count) - n);
+}
+
+void sc_block_free(struct sc_segment *s, uint32_t block, uint32_t n)
+{
+    set_bits(sc_block_map(s), block, n, false);
+    sc_half *count = &sc_header(s)->free_blocks;
+    sc_poke32(count, sc_peek32(count) + n);
+}
+
+bool sc_block_used(const struct sc_segment *s, uint32_t block) { return bit(sc_block_map(s), block); }
+
+uint32_t sc_slot_find(struct sc_segment *s)
+{
+    if (sc_peek32(&sc_header(s)->free_slots) == 0)
+        return SC_NO_SLOT;
+    return find(sc_slot_map(s), s->g.slots, &sc_header(s)->slot_cursor, 1);
+}
+
+void sc_slot_use(struct sc_segment *s, uint32_t slot)
+{
+    set_bits(sc_slot_map(s), slot, 1, true);
+    sc_half *count = &sc_header(s)->free_slots;
+    sc_poke32(count, sc_peek32(count) - 1);
+}
+
+void sc_slot_free(struct sc_segment *s, uint32_t slot)
+{
+    set_bits(sc_slot_map(s), slot, 1, false);
+    sc_half *count = &sc_header(s)->free_slots;
+    sc_poke32(count, sc_peek32(count) + 1);
+}
+
+bool sc_slot_used(const struct sc_segment *s, uint32_t slot) { return bit(sc_slot_map(s), slot); }
+
+void sc_maps_clear(struct sc_segment *s)
+{
+    set_bits(sc_slot_map(s), 0, s->g.slots, false);
+    set_bits(sc_block_map(s), 0, s->g.blocks, false);
+    sc_poke32(&sc_header(s)->free_slots, s->g.slots);
+    sc_poke32(&sc_header(s)->free_blocks, s->g.blocks);
+    sc_poke32(&sc_header(s)->slot_cursor, 0);
+    sc_poke32(&sc_header(s)->block_cursor, 0);
+}
+
+static int allocate(struct sc_segment *s, uint64_t block, uint64_t n)
+{
+    off_t at = (off_t)(s->g.payload + block * s->g.block_size);
+    while (fallocate(s->lock_fd, 0, at, (off_t)(n * s->g.block_size)) < 0)
+        if (errno != EINTR)
+            return SC_E_MEMORY;
+    /* Several lanes may set bits of one word: or. A bit lost with its lane costs one more fallocate. */
+    for (uint64_t b = block; b < block + n; b++)
+        if (!bit(sc_backed(s), b))
+            sc_or(sc_backed(s) + b / 64, UINT64_C(1) << (b % 64));
+    return 0;
+}
+
+int sc_back(struct sc_segment *s, uint64_t block, uint64_t n)
+{
+    uint64_t end = block + n;
+    while ((block = next_bit(sc_backed(s), block, end, false)) < end) {
+        uint64_t upto = next_bit(sc_backed(s), block, end, true);
+        int rc = allocate(s, block, upto - block);
+        if (rc < 0)
+            return rc;
+        block = upto;
+    }
+    return 0;
+}

@@ -1,0 +1,96 @@
+"""Builds ``shmcache._native``, the one compiled extension, from the C core with cffi's API mode.
+
+``pyproject.toml`` names :class:`BuildExt` as the ``build_ext`` command; nothing is compiled at import.
+The declarations that Python sees are in ``shmcache.cdef.h``; cffi turns them into one generated C
+file, which is compiled together with every ``native/*.c``.
+
+Set ``SHMCACHE_WERROR=1`` to make each compiler warning an error, as our own builds do. It is off by
+default, because another compiler's new warning must not stop a user's ``pip install``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from sysconfig import get_platform
+
+from cffi import FFI
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
+
+MODULE = "shmcache._native"
+
+# Relative, because setuptools builds in the project's root and takes only relative paths into an sdist.
+NATIVE = Path("native")
+CDEF = NATIVE / "shmcache.cdef.h"
+
+PLATFORMS = ("linux-x86_64", "linux-aarch64")
+
+# These follow Python's own flags on the command line, so -UNDEBUG undoes Python's -DNDEBUG: the core's
+# asserts stay.  Hidden visibility leaves PyInit__native as the only exported symbol.
+COMPILE_ARGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-UNDEBUG", "-fvisibility=hidden", "-pthread"]
+LINK_ARGS = ["-pthread"]
+
+# The code that cffi generates has the unused parameters that Python's calling convention asks for.
+PREAMBLE = """
+#include "arena.h"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+"""
+
+
+def make_ffi() -> FFI:
+    """An FFI that knows the core's declarations and is ready to emit the extension's C source."""
+    ffi = FFI()
+    ffi.cdef(CDEF.read_text(encoding="utf-8"))
+    ffi.set_source(MODULE, PREAMBLE)
+    return ffi
+
+
+def compile_args() -> list[str]:
+    """The compiler's flags, with ``-Werror`` where ``SHMCACHE_WERROR=1`` asks for it."""
+    werror = ["-Werror"] if os.environ.get("SHMCACHE_WERROR") == "1" else []
+    return COMPILE_ARGS + werror
+
+
+def check_platform() -> None:
+    """Refuse early what would fail late: the core needs Linux and lock-free 64-bit atomics."""
+    platform = get_platform()
+    if platform not in PLATFORMS or sys.maxsize < 2**32:
+        bits = sys.maxsize.bit_length() + 1
+        raise PlatformError(
+            "shmcache runs on 64-bit Linux on x86-64 and aarch64 only; "
+            f"this Python is a {bits}-bit one for {platform}"
+        )
+
+
+class BuildExt(build_ext):
+    """``build_ext`` that emits cffi's C source into the build folder and compiles it with the core."""
+
+    def finalize_options(self) -> None:
+        """Complete the extension, so that an sdist knows the sources and headers, too."""
+        super().finalize_options()
+        for ext in self._ours():
+            ext.sources = sorted(str(path) for path in NATIVE.glob("*.c"))
+            # What ext.depends names is put into the sdist, and a change of it rebuilds.
+            ext.depends = sorted(str(path) for path in (*NATIVE.glob("*.h"), NATIVE / "build_ffi.py"))
+            ext.include_dirs = [str(NATIVE)]
+            ext.extra_compile_args = compile_args()
+            ext.extra_link_args = LINK_ARGS
+
+    def build_extension(self, ext: Extension) -> None:
+        """Generate and compile; raises PlatformError on a platform that the core does not support."""
+        check_platform()
+        generated = Path(self.build_temp) / "_native.c"
+        generated.parent.mkdir(parents=True, exist_ok=True)
+        make_ffi().emit_c_code(str(generated))
+        sources = ext.sources
+        ext.sources = [*sources, str(generated)]
+        try:
+            super().build_extension(ext)
+        finally:
+            ext.sources = sources  # an sdist of the same run must not name the generated file
+
+    def _ours(self) -> list[Extension]:
+        return [ext for ext in self.extensions if ext.name == MODULE]

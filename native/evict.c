@@ -1,0 +1,366 @@
+#include "evict.h"
+
+#include <stdlib.h>
+
+enum { RECENCY_US = 4000, EXACT_SLOTS = 2048 };
+#define PINNED UINT64_MAX
+
+static bool lease_over(const struct sc_segment *s, uint32_t slot)
+{
+    return sc_load(&sc_slot(s, slot)->lease_until_us) < sc_now_us();
+}
+
+/* READY -> EVICTING if nobody has a share; back to READY if somebody has. */
+static bool mark(struct sc_segment *s, uint32_t slot, bool force)
+{
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w), revoked = 0;
+    if (sc_state_of(state) != SC_READY || !sc_cas(w, &state, sc_with_state(state, SC_EVICTING)))
+        return false;
+    bool shared = sc_share_any(s, slot, sc_generation(state), force || lease_over(s, slot), &revoked);
+    sc_tally(s, SC_leases_revoked, force ? 0 : revoked);
+    if (!shared)
+        return true;
+    state = sc_with_state(state, SC_EVICTING);
+    sc_cas(w, &state, sc_with_state(state, SC_READY)); /* a reader may have been first */
+    return false;
+}
+
+static void unmark(struct sc_segment *s, uint32_t slot)
+{
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w);
+    if (sc_state_of(state) == SC_EVICTING)
+        sc_cas(w, &state, sc_with_state(state, SC_READY));
+}
+
+/* What is derived from a slot that has just become FREE. A death in here is repaired by the next lock holder. */
+static void forget(struct sc_segment *s, uint32_t slot, bool indexed)
+{
+    const struct sc_slot *r = sc_slot(s, slot);
+    if (indexed)
+        sc_index_remove(s, sc_peek(&r->hash), slot);
+    sc_block_free(s, sc_peek32(&r->block), sc_peek32(&r->blocks));
+    sc_slot_free(s, slot);
+}
+
+/* EVICTING -> FREE. False: a reader called it off. */
+static bool finish(struct sc_segment *s, uint32_t slot)
+{
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w);
+    if (sc_state_of(state) != SC_EVICTING || !sc_cas(w, &state, sc_freed(state)))
+        return false;
+    forget(s, slot, true);
+    return true;
+}
+
+bool sc_remove(struct sc_segment *s, uint32_t slot, bool force)
+{
+    struct sc_object o;
+    if (!sc_slot_describe(s, slot, 0, &o))
+        return false;
+    return mark(s, slot, force) && finish(s, slot);
+}
+
+void sc_abort(struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    struct sc_object o;
+    if (!sc_slot_describe(s, slot, state, &o) || !sc_cas(&sc_slot(s, slot)->state, &state, sc_freed(state)))
+        return;
+    if (state & SC_DETACHED && sc_owner_of(state) < s->g.lanes) {
+        sc_half *detached = &sc_lane(s, sc_owner_of(state))->detached;
+        sc_poke32(detached, sc_peek32(detached) - (sc_peek32(detached) > 0));
+    }
+    forget(s, slot, !(state & SC_DETACHED));
+}
+
+static void tally_eviction(struct sc_segment *s, const struct sc_object *o)
+{
+    sc_tally(s, SC_evictions, 1);
+    sc_tally(s, SC_evicted_bytes, o->nbytes);
+}
+
+/* A share that would stop an eviction now. */
+static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    uint32_t limit = sc_lane_limit(s);
+    for (uint32_t lane = 0; lane < limit; lane++) {
+        uint64_t word = sc_load(sc_share(s, lane, slot));
+        if (sc_generation(word) == sc_generation(state) &&
+            (sc_held(word) || (sc_reserved(word) && !lease_over(s, slot))))
+            return true;
+    }
+    return false;
+}
+
+/* The SC_VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. */
+static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
+{
+    for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && v[child + 1].score > v[child].score)
+            child++;
+        if (v[i].score >= v[child].score)
+            return;
+        struct sc_victim t = v[i];
+        v[i] = v[child];
+        v[child] = t;
+    }
+}
+
+static void sift_up(struct sc_victim *v, uint32_t i)
+{
+    for (uint32_t up; i && v[up = (i - 1) / 2].score < v[i].score; i = up) {
+        struct sc_victim t = v[i];
+        v[i] = v[up];
+        v[up] = t;
+    }
+}
+
+static void find_victims(struct sc_segment *s)
+{
+    struct sc_victim *v = s->victims;
+    uint32_t n = 0;
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t score = sc_peek(sc_score(s, slot));
+        if (n == SC_VICTIMS && score >= v[0].score)
+            continue;
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_state_of(state) != SC_READY || pinned(s, slot, state))
+            continue;
+        struct sc_victim it = {score, slot, sc_generation(state)};
+        if (n < SC_VICTIMS) {
+            v[n] = it;
+            sift_up(v, n++);
+        } else {
+            v[0] = it;
+            sift_down(v, n, 0);
+        }
+    }
+    for (uint32_t end = n; end > 1;) {
+        struct sc_victim t = v[0];
+        v[0] = v[--end];
+        v[end] = t;
+        sift_down(v, end, 0);
+    }
+    s->victim_count = n;
+    s->victim_next = 0;
+}
+
+static bool still_a_victim(const struct sc_segment *s, const struct sc_victim *v)
+{
+    uint64_t state = sc_load(&sc_slot(s, v->slot)->state);
+    return sc_state_of(state) == SC_READY && sc_generation(state) == v->generation &&
+           sc_peek(sc_score(s, v->slot)) == v->score && !pinned(s, v->slot, state);
+}
+
+/* The evictable object with the smallest score; it stays first in line until it is gone. */
+static uint32_t first_victim(struct sc_segment *s)
+{
+    for (int scans = 0; scans < 2; scans++) {
+        while (s->victim_next < s->victim_count) {
+            const struct sc_victim *v = &s->victims[s->victim_next];
+            if (still_a_victim(s, v))
+                return v->slot;
+            s->victim_next++;
+        }
+        if (scans == 0)
+            find_victims(s);
+    }
+    return SC_NO_SLOT;
+}
+
+/* A list of victims goes stale as shares come and go. Where a scan costs next to nothing it is made anew. */
+static void refresh(struct sc_segment *s)
+{
+    if (s->g.slots <= EXACT_SLOTS)
+        s->victim_count = s->victim_next = 0;
+}
+
+uint64_t sc_evict_one(struct sc_segment *s)
+{
+    refresh(s);
+    for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
+        struct sc_object o;
+        s->victim_next++;
+        if (!sc_slot_describe(s, slot, 0, &o) || !sc_remove(s, slot, false))
+            continue;
+        tally_eviction(s, &o);
+        return o.blocks * s->g.block_size;
+    }
+    return 0;
+}
+
+/* The general search. Each block costs what its object is worth; a run costs the most that one of its objects is
+ * worth, and the cheapest run goes. */
+static bool price(struct sc_segment *s)
+{
+    if (!s->costs)
+        s->costs = malloc((sizeof(uint64_t) + sizeof(uint32_t)) * (size_t)s->g.blocks);
+    if (!s->costs)
+        return false;
+    memset(s->costs, 0, sizeof(uint64_t) * (size_t)s->g.blocks);
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        struct sc_object o;
+        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))
+            continue;
+        bool stays = sc_state_of(state) != SC_READY || pinned(s, slot, state);
+        uint64_t cost = stays ? PINNED : (sc_peek(sc_score(s, slot)) | 1);
+        for (uint64_t b = o.block; b < o.block + o.blocks; b++)
+            s->costs[b] = cost;
+    }
+    return true;
+}
+
+/* The run of n whose dearest block is cheapest: a sliding maximum over a queue of falling costs. */
+static uint32_t cheapest_run(struct sc_segment *s, uint32_t n)
+{
+    uint32_t *queue = (uint32_t *)(s->costs + s->g.blocks), head = 0, tail = 0, best = SC_NO_SLOT;
+    uint64_t best_cost = PINNED;
+    for (uint32_t b = 0; b < s->g.blocks; b++) {
+        while (tail > head && s->costs[queue[tail - 1]] <= s->costs[b])
+            tail--;
+        queue[tail++] = b;
+        if (queue[head] + n <= b)
+            head++;
+        if (b + 1 >= n && s->costs[queue[head]] < best_cost) {
+            best_cost = s->costs[queue[head]];
+            best = b + 1 - n;
+        }
+    }
+    return best;
+}
+
+/* Calls f for each object in a run; stops at the first false and gives the block where that was. */
+static uint32_t each_object(struct sc_segment *s, uint32_t from, uint32_t end, bool (*f)(struct sc_segment *, uint32_t))
+{
+    for (uint32_t b = from; b < end;) {
+        uint32_t slot = sc_peek32(sc_owner(s, b));
+        if (!sc_block_used(s, b) || slot >= s->g.slots) {
+            b++;
+            continue;
+        }
+        const struct sc_slot *r = sc_slot(s, slot);
+        uint64_t past = (uint64_t)sc_peek32(&r->block) + sc_peek32(&r->blocks);
+        if (!f(s, slot))
+            return b;
+        b = past > b ? (uint32_t)(past < end ? past : end) : b + 1;
+    }
+    return end;
+}
+
+static bool mark_one(struct sc_segment *s, uint32_t slot) { return mark(s, slot, false); }
+static bool unmark_one(struct sc_segment *s, uint32_t slot)
+{
+    unmark(s, slot);
+    return true;
+}
+static bool finish_one(struct sc_segment *s, uint32_t slot)
+{
+    struct sc_object o;
+    if (sc_slot_describe(s, slot, 0, &o) && finish(s, slot))
+        tally_eviction(s, &o);
+    return true;
+}
+
+static void pin_object(struct sc_segment *s, uint32_t block)
+{
+    uint32_t slot = sc_peek32(sc_owner(s, block));
+    for (uint32_t b = block; b < s->g.blocks && sc_peek32(sc_owner(s, b)) == slot; b++)
+        s->costs[b] = PINNED;
+    for (uint32_t b = block; b-- > 0 && sc_peek32(sc_owner(s, b)) == slot;)
+        s->costs[b] = PINNED;
+}
+
+/* All objects of the run go, or none: first all are marked, then all freed. */
+static bool clear_run(struct sc_segment *s, uint32_t at, uint32_t n)
+{
+    uint32_t upto = each_object(s, at, at + n, mark_one);
+    if (upto < at + n) {
+        each_object(s, at, upto, unmark_one);
+        pin_object(s, upto); /* somebody took a share since it was priced */
+        return false;
+    }
+    each_object(s, at, at + n, finish_one);
+    return true;
+}
+
+static bool run_is_free(const struct sc_segment *s, uint32_t at, uint32_t n)
+{
+    for (uint32_t b = at; b < at + n; b++)
+        if (sc_block_used(s, b))
+            return false;
+    return true;
+}
+
+static uint32_t search_run(struct sc_segment *s, uint32_t n)
+{
+    enum { TRIES = 64 };
+    if (!price(s))
+        return SC_NO_SLOT;
+    for (int i = 0; i < TRIES; i++) {
+        uint32_t at = cheapest_run(s, n);
+        if (at == SC_NO_SLOT)
+            return SC_NO_SLOT;
+        if (clear_run(s, at, n) && run_is_free(s, at, n))
+            return at;
+    }
+    return SC_NO_SLOT;
+}
+
+uint32_t sc_make_run(struct sc_segment *s, uint32_t n)
+{
+    if (n > s->g.blocks)
+        return SC_NO_SLOT;
+    uint32_t at = sc_block_find(s, n);
+    if (at != SC_NO_SLOT)
+        return at;
+    refresh(s);
+    /* The smallest score of all, if it and the free blocks beside it suffice, is the cheapest run there is. */
+    for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
+        struct sc_object o;
+        if (!sc_slot_describe(s, slot, 0, &o))
+            return SC_NO_SLOT;
+        at = sc_block_grow(s, (uint32_t)o.block, o.blocks, n);
+        if (at == SC_NO_SLOT)
+            return search_run(s, n);
+        s->victim_next++;
+        if (!sc_remove(s, slot, false))
+            continue;
+        tally_eviction(s, &o);
+        return at;
+    }
+    return SC_NO_SLOT;
+}
+
+uint32_t sc_make_slot(struct sc_segment *s)
+{
+    uint32_t slot = sc_slot_find(s);
+    if (slot == SC_NO_SLOT && sc_evict_one(s) > 0)
+        slot = sc_slot_find(s);
+    return slot;
+}
+
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth)
+{
+    /* Scores are plain words that readers store without a lock. So that a hot object's word stays in every
+     * reader's cache, a batch writes only if one of its objects was last touched RECENCY_US ago or never read;
+     * then all get one time, so that of one chain the later keys stay the older. */
+    uint64_t now = sc_now_us(), fresh = sc_score_make(s, now - RECENCY_US, 0xffff, false);
+    uint32_t i = 0;
+    for (; i < n; i++) {
+        uint64_t score = slots[i] == SC_NO_SLOT ? UINT64_MAX : sc_peek(sc_score(s, slots[i]));
+        if (score < fresh || !(score & 1))
+            break;
+    }
+    if (i == n)
+        return;
+    for (i = 0; i < n; i++) {
+        if (slots[i] == SC_NO_SLOT)
+            continue;
+        sc_word *w = sc_score(s, slots[i]);
+        uint32_t known = 0xffff - (uint32_t)(sc_peek(w) >> 1 & 0xffff), depth = first_depth + i;
+        sc_poke(w, sc_score_make(s, now, depth > known ? depth : known, true));
+    }
+}

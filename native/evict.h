@@ -1,0 +1,38 @@
+/* evict.h - making room: which objects go, and how one goes. All under the arena lock.
+ *
+ * A score is one word a slot, the smallest goes first:
+ *
+ *   63                          17 16                1 0
+ *   | time of last access (us)    | 0xffff - depth    | read |
+ *
+ * The time counts from the arena's creation. Depth is the key's place in its batch: of the keys of one chain the
+ * later goes first. read says that a reader has touched the object since it was written.
+ */
+#ifndef SC_EVICT_H
+#define SC_EVICT_H
+
+#include "block.h"
+#include "share.h"
+
+static inline uint64_t sc_score_make(const struct sc_segment *s, uint64_t now_us, uint32_t depth, bool read)
+{
+    return (now_us - s->epoch_us) << 17 | (uint64_t)(0xffff - (depth < 0xffff ? depth : 0xffff)) << 1 | read;
+}
+
+/* A run of n free blocks, made by evicting what is worth least; SC_NO_SLOT if every run of n contains an object
+ * that is being written or has shares, and then nothing was evicted. */
+uint32_t sc_make_run(struct sc_segment *s, uint32_t n);
+/* A FREE slot, by evicting the smallest score; SC_NO_SLOT if all are in use. */
+uint32_t sc_make_slot(struct sc_segment *s);
+/* Evicts the smallest score; the bytes of its blocks, 0 if nothing can go. */
+uint64_t sc_evict_one(struct sc_segment *s);
+
+/* Takes a READY object away if it has no shares. force: reserved shares do not count. False: it stays. */
+bool sc_remove(struct sc_segment *s, uint32_t slot, bool force);
+/* WRITING -> FREE, for the owner or the dead. */
+void sc_abort(struct sc_segment *s, uint32_t slot, uint64_t state);
+
+/* Under the arena lock or not: the readers' side of recency, a batch at a time. */
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth);
+
+#endif

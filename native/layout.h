@@ -1,0 +1,176 @@
+/* layout.h - the bytes of the segment, and who may change each of them.
+ *
+ * The segment is one POSIX shared-memory file. It gets its name only when it is whole (arena.py), so
+ * nobody ever sees a header that is being written. All numbers are little-endian.
+ *
+ *   offset            bytes                     what
+ *   0                 4096                      header            (struct sc_header)
+ *   geometry.lanes    lanes * 512               lane table        (struct sc_lane)
+ *   geometry.layouts  1024 * 512                layout table      (struct sc_layout)
+ *   geometry.slots    slots * 128               slot table        (struct sc_slot)         the truth
+ *   geometry.scores   slots * 8                 eviction scores
+ *   geometry.shares   lanes * share_stride      share table, one row of slots * 8 a lane
+ *   geometry.index    2^index_bits * 8          index             derived from the slot table
+ *   geometry.slot_map slots / 8                 used slots        derived
+ *   geometry.block_map blocks / 8               used blocks       derived
+ *   geometry.owners   blocks * 4                block -> slot     derived
+ *   geometry.backed   blocks / 8                blocks with memory behind them; bits are only ever set
+ *   geometry.metadata                           the end of what every process maps; not a part
+ *   geometry.payload  capacity                  region 0; at a multiple of 2 MiB
+ *
+ * Who may change what (nobody else may, and "arena lock" means the lane that header.lock names):
+ *
+ *   header, first 512 bytes   the creator, before the segment has a name; constant ever after
+ *   header.lock               any lane, by compare-and-swap from 0 or from a dead holder to itself;
+ *                             the holder back to 0
+ *   header.index_seq .. free_slots, index, slot_map, block_map, owners, layouts: arena lock
+ *   header.lane_limit, lane identity (role .. command): the holder of the door (see lane.h)
+ *   lane.incarnation          whoever holds the lane's byte, while it holds the door
+ *   lane.reaped               arena lock; the lane itself when it closes
+ *   lane.detached             arena lock
+ *   lane.counters             that lane
+ *   slot.state                see slot.h, which has the table of transitions
+ *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter
+ *   scores                    any lane, a plain store of a later time; a lost store costs recency only
+ *   shares[l][s]              see share.h
+ *   backed                    any lane, after it allocated the memory
+ *   payload                   the owner lane of a WRITING slot, in that slot's blocks
+ */
+#ifndef SC_LAYOUT_H
+#define SC_LAYOUT_H
+
+#include <stddef.h>
+
+#include "atomics.h"
+
+#define SC_MAGIC UINT64_C(0x45484341434d4853) /* "SHMCACHE" */
+#define SC_VERSION 1
+
+#define SC_MAX_LANES 256
+#define SC_MAX_SLOTS (1u << 20)
+#define SC_MAX_BLOCKS (1u << 31)
+#define SC_MAX_LAYOUTS 1024
+#define SC_MAX_KEY 64
+#define SC_MAX_GROUP 64
+#define SC_MAX_FINGERPRINT 256
+#define SC_MAX_SPEC 496 /* bytes of one encoded layout */
+#define SC_PAYLOAD_ALIGN (UINT64_C(2) << 20)
+#define SC_NO_SLOT UINT32_MAX
+
+/* Where the parts lie: computed from the four numbers that the creator chose, never read from the file. */
+struct sc_geometry {
+    uint64_t capacity, block_size;
+    uint32_t slots, lanes, blocks, index_bits;
+    uint64_t lane_table, layout_table, slot_table, scores, shares, share_stride, index, slot_map, block_map, owners,
+        backed, metadata, payload, segment_bytes;
+};
+
+struct sc_header {
+    uint64_t magic;
+    uint64_t format;                /* version and struct sizes: SC_FORMAT */
+    uint64_t capacity;              /* payload bytes */
+    uint64_t block_size;            /* bytes, a power of two */
+    uint32_t slots;
+    uint32_t lanes;
+    uint64_t read_lease_us;
+    uint64_t write_lease_us;
+    uint64_t lock_timeout_us;
+    uint64_t created_ns;            /* Unix time */
+    uint64_t epoch_us;              /* CLOCK_MONOTONIC at creation: scores count from here */
+    uint64_t seed;                  /* of the key hash */
+    uint8_t boot_id[16];            /* an arena never outlives the boot that made it */
+    uint64_t checksum;              /* over the bytes above and the fingerprint */
+    uint8_t reserved0[16];
+    uint32_t fingerprint_bytes;
+    uint32_t reserved1;
+    char fingerprint[SC_MAX_FINGERPRINT];
+    uint8_t reserved2[120];
+
+    sc_word lock;                   /* 512: 0, or lane + 1 | waiters << 16 | incarnation << 32; see lock.h */
+    uint8_t pad0[120];
+    sc_word index_seq;              /* 640: odd while the index is being rebuilt */
+    uint8_t pad1[120];
+    sc_half lane_limit;             /* 768: one more than the highest lane ever taken; only grows */
+    sc_half retired;                /* 1: the segment has lost its name; nobody may join any more */
+    sc_half door_pid;               /* who is in the door, for people */
+    uint8_t pad2[116];
+    sc_half layouts;                /* 896: entries in the layout table; only grows */
+    sc_half index_tombs;            /* tombstones in the index */
+    sc_half free_blocks;
+    sc_half free_slots;
+    sc_half block_cursor;           /* where the next search begins */
+    sc_half slot_cursor;
+    uint8_t pad3[3176];
+};
+
+/* Events that a lane counts, in its own cache lines: X(name). Python's Counters has the same names. */
+#define SC_COUNTERS(X)                                                                                             \
+    X(lookup_hits) X(lookup_misses) X(read_hits) X(read_misses) X(claims) X(grants) X(releases)                    \
+    X(reserved_returned) X(reservations) X(publishes) X(published_bytes) X(aborts) X(deletes) X(evictions)         \
+    X(evicted_bytes) X(no_space) X(leases_revoked) X(writes_detached) X(reaped_shares) X(reaped_writes)            \
+    X(lock_steals) X(rebuilds)
+
+enum sc_counter {
+#define X(name) SC_##name,
+    SC_COUNTERS(X)
+#undef X
+    SC_COUNTER_COUNT
+};
+
+enum sc_role { SC_ROLE_NONE = 0, SC_ROLE_PRIVATE = 1, SC_ROLE_RANK = 2, SC_ROLE_CONTROLLER = 3 };
+
+struct sc_lane {
+    sc_half incarnation;            /* bumped at each taking; 0: never taken */
+    sc_half reaped;                 /* the incarnation whose leftovers are all taken back */
+    sc_half role;                   /* enum sc_role */
+    sc_half rank;                   /* of a SC_ROLE_RANK lane */
+    sc_half world_size;
+    sc_half group_bytes;
+    sc_half pid;                    /* for people; 0 after a clean close */
+    sc_half detached;               /* WRITING slots of this lane that left the index */
+    sc_word started_ns;             /* Unix time of the taking, for people */
+    char command[24];               /* for people */
+    char group[SC_MAX_GROUP];
+    sc_word counters[44];
+    uint8_t pad[32];
+};
+_Static_assert(SC_COUNTER_COUNT <= 44, "counters fit");
+
+/* An entry is whole before header.layouts counts it (release), and never changes after (acquire). */
+struct sc_layout {
+    uint32_t spec_bytes;
+    uint32_t reserved;
+    uint64_t nbytes;                /* payload bytes of an object of this layout */
+    char spec[SC_MAX_SPEC];
+};
+
+struct sc_slot {
+    sc_word state;                  /* see slot.h */
+    sc_half key_bytes;
+    sc_half layout;                 /* 0: plain bytes; n: entry n - 1 of the layout table */
+    sc_half block;                  /* first block */
+    sc_half blocks;
+    sc_word nbytes;
+    sc_word key[SC_MAX_KEY / 8];    /* zero-padded; a key of up to 32 bytes shares the state's cache line */
+    sc_word hash;                   /* of the key */
+    sc_word lease_until_us;         /* CLOCK_MONOTONIC after which unclaimed reserved shares may be revoked */
+    sc_word reserved_us;            /* CLOCK_MONOTONIC of reserve_write */
+    uint64_t pad;
+};
+
+_Static_assert(sizeof(struct sc_header) == 4096, "header is one page");
+_Static_assert(offsetof(struct sc_header, lock) == 512, "the constant part ends at 512");
+_Static_assert(offsetof(struct sc_header, index_seq) == 640, "index_seq has its own cache lines");
+_Static_assert(offsetof(struct sc_header, lane_limit) == 768, "lane_limit has its own cache lines");
+_Static_assert(offsetof(struct sc_header, layouts) == 896, "words under the arena lock lie together");
+_Static_assert(sizeof(struct sc_lane) == 512 && offsetof(struct sc_lane, counters) == 128, "lane: identity, counters");
+_Static_assert(sizeof(struct sc_layout) == 512, "layout entry");
+_Static_assert(sizeof(struct sc_slot) == 128 && offsetof(struct sc_slot, key) == 32, "slot is two cache lines");
+_Static_assert(offsetof(struct sc_slot, hash) == 96, "slot tail");
+
+/* A binary built from other structs is refused at attach. */
+#define SC_FORMAT                                                                                                  \
+    ((uint64_t)SC_VERSION | (uint64_t)sizeof(struct sc_slot) << 16 | (uint64_t)sizeof(struct sc_lane) << 32 |      \
+     (uint64_t)SC_COUNTER_COUNT << 48)
+
+#endif

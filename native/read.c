@@ -1,0 +1,292 @@
+/* read.c - everything about shares that takes no lock: lookup, read and release, grant and give back. */
+#include "arena.h"
+
+void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n, struct sc_key *out)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t at, bytes;
+        if (keys->width) {
+            at = (uint64_t)(from + i) * keys->width;
+            bytes = keys->width;
+        } else {
+            at = from + i ? keys->ends[from + i - 1] : 0;
+            bytes = keys->ends[from + i] - at;
+        }
+        sc_key_load(&out[i], keys->data + at, (uint32_t)bytes, s->seed);
+        sc_index_prefetch(s, &out[i]);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        sc_index_prefetch_slot(s, &out[i]);
+}
+
+void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool temporary, struct sc_ref *ref)
+{
+    *ref = (struct sc_ref){o->block * s->g.block_size, o->nbytes, o->slot, o->generation, o->layout, temporary};
+}
+
+/* The status of a key without a share, and its slot. */
+static enum sc_status look(const struct sc_segment *s, const struct sc_key *k, uint32_t *slot, uint64_t *state)
+{
+    *slot = sc_index_find(s, k, state);
+    if (*slot == SC_NO_SLOT)
+        return SC_NOT_FOUND;
+    return sc_state_of(*state) == SC_WRITING ? SC_IN_FLIGHT : SC_OK;
+}
+
+int64_t sc_lookup(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct sc_key k[SC_CHUNK];
+    uint32_t found = 0, slot;
+    uint64_t state;
+    for (uint32_t from = 0; from < n; from += SC_CHUNK) {
+        uint32_t m = sc_chunk_of(from, n), i = 0;
+        sc_keys_load(s, &keys, from, m, k);
+        while (i < m && look(s, &k[i], &slot, &state) == SC_OK)
+            i++;
+        found += i;
+        if (i < m)
+            break;
+    }
+    sc_tally(s, SC_lookup_hits, found);
+    sc_tally(s, SC_lookup_misses, found < n);
+    sc_leave(s);
+    return found;
+}
+
+/* Runs f on every key; f gives the status. Slots that f reports are touched where touch is set. */
+typedef enum sc_status (*sc_visit)(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot);
+
+static int64_t each_key(struct sc_segment *s, const struct sc_keys *keys, int8_t *status, sc_visit f, void *arg, bool touch)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_key k[SC_CHUNK];
+    uint32_t slots[SC_CHUNK];
+    int64_t ok = 0;
+    for (uint32_t from = 0; from < keys->n; from += SC_CHUNK) {
+        uint32_t m = sc_chunk_of(from, keys->n);
+        sc_keys_load(s, keys, from, m, k);
+        for (uint32_t i = 0; i < m; i++) {
+            slots[i] = SC_NO_SLOT;
+            status[from + i] = (int8_t)f(s, &k[i], arg, &slots[i]);
+            ok += status[from + i] == SC_OK;
+            if (status[from + i] != SC_OK)
+                slots[i] = SC_NO_SLOT;
+        }
+        if (touch)
+            sc_touch(s, slots, m, from);
+    }
+    sc_leave(s);
+    return ok;
+}
+
+static enum sc_status visit_status(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot)
+{
+    (void)arg;
+    uint64_t state;
+    return look(s, k, slot, &state);
+}
+
+int64_t sc_get_status(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    return each_key(s, &keys, status, visit_status, NULL, false);
+}
+
+int64_t sc_touch_keys(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    return each_key(s, &keys, status, visit_status, NULL, true);
+}
+
+enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
+
+/* Takes a share of the key's object and describes it. */
+static enum sc_status take(struct sc_segment *s, const struct sc_key *k, struct sc_ref *ref, uint32_t *slot, uint32_t *claims)
+{
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t state;
+        struct sc_object o;
+        enum sc_status st = look(s, k, slot, &state);
+        if (st != SC_OK)
+            return st;
+        enum sc_take t = sc_share_take(s, *slot, state);
+        if (t == SC_SATURATED)
+            return SC_NO_SHARE;
+        if (t == SC_GONE)
+            continue;
+        *claims += t == SC_CLAIMED;
+        if (sc_slot_describe(s, *slot, state, &o)) {
+            sc_ref_fill(s, &o, state & SC_TEMPORARY, ref);
+            return SC_OK;
+        }
+        sc_share_release(s, *slot, sc_generation(state));
+        return SC_NOT_FOUND; /* the slot is damaged; verify says so, and a rebuild frees it */
+    }
+    return SC_NOT_FOUND;
+}
+
+int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, bool prefix,
+                bool again, int8_t *status, struct sc_ref *refs)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct sc_key k[SC_CHUNK];
+    uint32_t slots[SC_CHUNK], hits = 0, misses = 0, claims = 0;
+    bool go = true;
+    for (uint32_t from = 0; from < n; from += SC_CHUNK) {
+        uint32_t m = sc_chunk_of(from, n);
+        if (go)
+            sc_keys_load(s, &keys, from, m, k);
+        for (uint32_t i = 0; i < m; i++) {
+            int8_t *st = &status[from + i];
+            slots[i] = SC_NO_SLOT;
+            if (again && *st != SC_IN_FLIGHT)
+                continue;
+            *st = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
+            if (!go)
+                continue;
+            *st = (int8_t)take(s, &k[i], &refs[from + i], &slots[i], &claims);
+            hits += *st == SC_OK;
+            misses += *st != SC_OK && !again;
+            if (*st != SC_OK) {
+                slots[i] = SC_NO_SLOT;
+                go = !prefix;
+            }
+        }
+        sc_touch(s, slots, m, from);
+    }
+    sc_tally(s, SC_read_hits, hits);
+    sc_tally(s, SC_read_misses, misses);
+    sc_tally(s, SC_claims, claims);
+    sc_leave(s);
+    return hits;
+}
+
+void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    struct sc_reaped r = {0};
+    if (!sc_share_none(s, slot, generation) || sc_begin(s, s->lock_timeout_us, &r) < 0)
+        return;
+    if (sc_generation(sc_load(&sc_slot(s, slot)->state)) == generation)
+        sc_remove(s, slot, false);
+    sc_end(s);
+}
+
+int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, const int8_t *status, uint32_t n)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    int64_t released = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
+            continue;
+        released += sc_share_release(s, refs[i].slot, refs[i].generation);
+        if (refs[i].temporary)
+            sc_drop_temporary(s, refs[i].slot, refs[i].generation);
+    }
+    sc_tally(s, SC_releases, (uint64_t)released);
+    sc_leave(s);
+    return released;
+}
+
+void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks)
+{
+    for (uint32_t i = 0; i < ranks; i++)
+        sc_share_ungrant(s, s->rank_lanes[i], slot, generation);
+}
+
+bool sc_grant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks, uint64_t lease_until_us)
+{
+    /* Before the shares, whose compare-and-swaps release it: an evictor that sees one sees its lease. */
+    sc_poke(&sc_slot(s, slot)->lease_until_us, lease_until_us);
+    for (uint32_t i = 0; i < ranks; i++)
+        if (!sc_share_grant(s, s->rank_lanes[i], slot, generation)) {
+            sc_ungrant(s, slot, generation, i);
+            return false;
+        }
+    return true;
+}
+
+struct grants { uint32_t ranks; uint64_t lease_until_us; };
+
+static enum sc_status visit_grant(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot)
+{
+    const struct grants *g = arg;
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t state;
+        enum sc_status st = look(s, k, slot, &state);
+        if (st != SC_OK)
+            return st;
+        uint32_t generation = sc_generation(state);
+        bool granted = sc_grant(s, *slot, generation, g->ranks, g->lease_until_us);
+        bool there = sc_share_confirm(s, *slot, generation);
+        if (granted && there)
+            return SC_OK;
+        if (granted)
+            sc_ungrant(s, *slot, generation, g->ranks);
+        else if (there)
+            return SC_NO_SHARE; /* a rank has 65,535 already */
+    }
+    return SC_NOT_FOUND;
+}
+
+int64_t sc_reserve_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
+                        uint32_t ranks, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct grants g = {ranks, sc_now_us() + s->read_lease_us};
+    int64_t ok = each_key(s, &keys, status, visit_grant, &g, true);
+    if (ok > 0)
+        sc_tally(s, SC_grants, (uint64_t)ok * ranks);
+    return ok;
+}
+
+/* Takes one unclaimed share back from each of some lanes; NO_SHARE if none had any. */
+struct lanes { const uint16_t *lanes; uint32_t n; uint64_t taken; };
+
+static enum sc_status visit_ungrant(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot)
+{
+    struct lanes *from = arg;
+    uint64_t state, taken = 0;
+    if (look(s, k, slot, &state) == SC_NOT_FOUND)
+        return SC_NOT_FOUND;
+    for (uint32_t i = 0; i < from->n; i++)
+        taken += sc_share_ungrant(s, from->lanes[i], *slot, sc_generation(state));
+    if (taken && state & SC_TEMPORARY)
+        sc_drop_temporary(s, *slot, sc_generation(state));
+    from->taken += taken;
+    return taken ? SC_OK : SC_NO_SHARE;
+}
+
+static int64_t give_back(struct sc_segment *s, const struct sc_keys *keys, struct lanes *from, int8_t *status)
+{
+    int64_t ok = each_key(s, keys, status, visit_ungrant, from, false);
+    if (ok > 0)
+        sc_tally(s, SC_reserved_returned, from->taken);
+    return ok;
+}
+
+int64_t sc_finish_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    uint16_t own = (uint16_t)s->lane;
+    struct lanes from = {&own, 1, 0};
+    return give_back(s, &keys, &from, status);
+}
+
+int64_t sc_cancel_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
+                       uint32_t ranks, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct lanes from = {s->rank_lanes, ranks, 0};
+    return give_back(s, &keys, &from, status);
+}

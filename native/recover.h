@@ -1,0 +1,29 @@
+/* recover.h - what a death leaves, and taking it back. All under the arena lock.
+ *
+ *   where it dies                 what is left                        who takes it back
+ *   holding the arena lock        index, maps, counts half changed;   the next to want the lock steals it and
+ *                                 a slot EVICTING                     rebuilds (sc_recover)
+ *   with shares                   words in its row                    whoever needs the room, joins as its
+ *   writing                       WRITING slots                       successor, or calls reap (sc_reap_lane)
+ *
+ * Each step leaves the segment such that doing it again, by anybody, ends in the same state.
+ */
+#ifndef SC_RECOVER_H
+#define SC_RECOVER_H
+
+#include "evict.h"
+#include "lock.h"
+
+/* Takes the arena lock, repairing what a dead holder left. SC_E_BUSY after timeout_us. */
+int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r);
+void sc_end(struct sc_segment *s);
+
+/* Takes back all that a lane has: shares, writes. */
+void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
+/* The same for every lane that is dead and not reaped. False: there was none. */
+bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);
+
+/* Rebuilds all that is derived from the slot table. A slot that contradicts itself or another is freed. */
+void sc_recover(struct sc_segment *s, struct sc_reaped *r);
+
+#endif

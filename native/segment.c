@@ -1,0 +1,195 @@
+#define _GNU_SOURCE
+#include "segment.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+static uint64_t place(uint64_t *end, uint64_t bytes)
+{
+    uint64_t at = *end;
+    *end = align_up(at + bytes, 4096);
+    return at;
+}
+
+int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g)
+{
+    memset(g, 0, sizeof *g);
+    if (block_size < 4096 || block_size > (UINT64_C(1) << 40) || (block_size & (block_size - 1)))
+        return SC_E_DAMAGED;
+    if (capacity == 0 || capacity % block_size || capacity / block_size > SC_MAX_BLOCKS)
+        return SC_E_DAMAGED;
+    if (slots == 0 || slots > SC_MAX_SLOTS || lanes == 0 || lanes > SC_MAX_LANES)
+        return SC_E_DAMAGED;
+    if (capacity > UINT64_C(1) << 50)
+        return SC_E_DAMAGED;
+    g->capacity = capacity;
+    g->block_size = block_size;
+    g->slots = slots;
+    g->lanes = lanes;
+    g->blocks = (uint32_t)(capacity / block_size);
+    g->index_bits = 4;
+    while ((UINT64_C(1) << g->index_bits) < 2 * (uint64_t)slots)
+        g->index_bits++;
+    uint64_t end = sizeof(struct sc_header);
+    g->lane_table = place(&end, lanes * sizeof(struct sc_lane));
+    g->layout_table = place(&end, SC_MAX_LAYOUTS * sizeof(struct sc_layout));
+    g->slot_table = place(&end, slots * sizeof(struct sc_slot));
+    g->scores = place(&end, slots * sizeof(sc_word));
+    g->share_stride = align_up(slots * sizeof(sc_word), 128);
+    g->shares = place(&end, lanes * g->share_stride);
+    g->index = place(&end, sizeof(sc_word) << g->index_bits);
+    g->slot_map = place(&end, align_up(slots, 64) / 8);
+    g->block_map = place(&end, align_up(g->blocks, 64) / 8);
+    g->owners = place(&end, (uint64_t)g->blocks * sizeof(sc_half));
+    g->backed = place(&end, align_up(g->blocks, 64) / 8);
+    g->metadata = end;
+    g->payload = align_up(end, SC_PAYLOAD_ALIGN);
+    g->segment_bytes = g->payload + capacity;
+    return 0;
+}
+
+uint64_t sc_now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* FNV-1a: not against malice, against stray stores and foreign files. */
+static uint64_t fnv(uint64_t h, const void *data, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ ((const uint8_t *)data)[i]) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+uint64_t sc_checksum(const struct sc_header *h)
+{
+    uint64_t sum = fnv(UINT64_C(0xcbf29ce484222325), h, offsetof(struct sc_header, checksum));
+    return fnv(sum, &h->fingerprint_bytes, sizeof h->fingerprint_bytes + sizeof h->reserved1 + SC_MAX_FINGERPRINT);
+}
+
+/* Copies the constant part out first, so that what is checked is what is used. */
+static int check(int fd, struct sc_segment *s)
+{
+    struct sc_header h;
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return SC_E_SYSTEM;
+    if (!S_ISREG(st.st_mode) || pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || h.magic != SC_MAGIC)
+        return SC_E_DAMAGED;
+    if (h.format != SC_FORMAT)
+        return SC_E_VERSION;
+    if (h.checksum != sc_checksum(&h) || h.fingerprint_bytes > SC_MAX_FINGERPRINT)
+        return SC_E_DAMAGED;
+    if (sc_plan(h.capacity, h.block_size, h.slots, h.lanes, &s->g) < 0)
+        return SC_E_DAMAGED;
+    if ((uint64_t)st.st_size != s->g.segment_bytes)
+        return SC_E_DAMAGED;
+    s->read_lease_us = h.read_lease_us;
+    s->write_lease_us = h.write_lease_us;
+    s->lock_timeout_us = h.lock_timeout_us;
+    s->epoch_us = h.epoch_us;
+    s->seed = h.seed;
+    return 0;
+}
+
+/* A forked child must neither keep its parent's lane alive nor use it. The parent's lane byte is locked
+ * through lock_fd's open file description; the child closes its descriptor before it runs anything else. */
+static struct sc_segment *registry;
+static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t registry_once = PTHREAD_ONCE_INIT;
+
+static void before_fork(void) { pthread_mutex_lock(&registry_mutex); }
+static void after_fork_parent(void) { pthread_mutex_unlock(&registry_mutex); }
+static void after_fork_child(void)
+{
+    for (struct sc_segment *s = registry; s; s = s->next) {
+        if (s->lock_fd >= 0)
+            close(s->lock_fd);
+        s->lock_fd = -1;
+        sc_store32(&s->closed, 2);
+    }
+    pthread_mutex_unlock(&registry_mutex);
+}
+static void registry_init(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+
+static void registry_add(struct sc_segment *s)
+{
+    pthread_once(&registry_once, registry_init);
+    pthread_mutex_lock(&registry_mutex);
+    s->next = registry;
+    if (registry)
+        registry->prev = s;
+    registry = s;
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+static void registry_remove(struct sc_segment *s)
+{
+    pthread_mutex_lock(&registry_mutex);
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        registry = s->next;
+    if (s->next)
+        s->next->prev = s->prev;
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+int sc_segment_open(int fd, int lock_fd, bool writable, struct sc_segment **out)
+{
+    struct sc_segment *s = calloc(1, sizeof *s);
+    if (!s)
+        return SC_E_MEMORY;
+    int rc = check(fd, s);
+    if (rc == 0) {
+        s->base_bytes = s->g.metadata;
+        s->base = mmap(NULL, s->base_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+        if (s->base == MAP_FAILED)
+            rc = SC_E_MEMORY;
+    }
+    if (rc < 0) {
+        free(s);
+        return rc;
+    }
+    s->lock_fd = lock_fd;
+    s->lane = SC_NO_SLOT;
+    pthread_mutex_init(&s->mutex, NULL);
+    registry_add(s);
+    *out = s;
+    return 0;
+}
+
+void sc_segment_free(struct sc_segment *s)
+{
+    registry_remove(s);
+    munmap(s->base, s->base_bytes);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    free(s->costs);
+    free(s);
+}
+
+int sc_enter(struct sc_segment *s)
+{
+    /* Counted before the look at closed; sc_close stores closed before it looks at users. */
+    sc_add32(&s->users, 1);
+    int rc = 0;
+    if (sc_load32(&s->closed))
+        rc = SC_E_CLOSED;
+    else if (s->lane != SC_NO_SLOT && sc_peek32(&sc_lane(s, s->lane)->incarnation) != s->incarnation)
+        rc = SC_E_FENCED;
+    if (rc < 0)
+        sc_leave(s);
+    return rc;
+}
+
+void sc_leave(struct sc_segment *s) { sc_sub32(&s->users, 1); }

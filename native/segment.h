@@ -1,0 +1,102 @@
+/* segment.h - one process's view of a segment: its mapping, its private copy of the geometry, and the only
+ * ways to address the shared bytes.
+ *
+ * Nothing read from the segment is trusted: the geometry is recomputed from four validated numbers and kept
+ * in private memory, and every index that comes out of the segment passes sc_slot_ok() or a like check.
+ */
+#ifndef SC_SEGMENT_H
+#define SC_SEGMENT_H
+
+#include <pthread.h>
+
+#include "layout.h"
+#include "shmcache.cdef.h"
+
+enum { SC_VICTIMS = 512 };
+struct sc_victim { uint64_t score; uint32_t slot, generation; };
+
+struct sc_segment {
+    struct sc_geometry g;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us, epoch_us, seed;
+    uint8_t *base;               /* header .. backed: everything but the payload */
+    uint64_t base_bytes;
+    int lock_fd;                 /* never mapped: its open file description holds the lane's byte, so that
+                                    closing it in a forked child lets go of all the child inherited */
+
+    /* set by sc_join */
+    uint32_t lane, incarnation, world_size;
+    uint16_t rank_lanes[SC_MAX_LANES];
+    pthread_mutex_t mutex;       /* the threads of this process take turns at the arena lock */
+    sc_half users;               /* threads inside the core */
+    sc_half closed;              /* 1: closed; 2: forked */
+    bool stolen;                 /* the lock just taken was a dead holder's: recover before use */
+
+    /* scratch of evict.c, guarded by the arena lock */
+    struct sc_victim victims[SC_VICTIMS];
+    uint32_t victim_count, victim_next;
+    uint64_t *costs;             /* a cost a block; allocated at the first search for a run */
+
+    struct sc_segment *next, *prev; /* the registry of fork handling */
+};
+
+int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g);
+
+/* sc_segment_open maps the metadata of the segment behind fd after checking it; on success *out owns lock_fd. */
+
+/* Passes unless the segment is closed, forked or fenced; sc_leave after. */
+int sc_enter(struct sc_segment *s);
+void sc_leave(struct sc_segment *s);
+
+uint64_t sc_now_us(void);
+uint64_t sc_checksum(const struct sc_header *h);
+
+static inline struct sc_header *sc_header(const struct sc_segment *s) { return (struct sc_header *)s->base; }
+static inline struct sc_lane *sc_lane(const struct sc_segment *s, uint32_t lane)
+{
+    return (struct sc_lane *)(s->base + s->g.lane_table) + lane;
+}
+static inline struct sc_layout *sc_layout(const struct sc_segment *s, uint32_t i)
+{
+    return (struct sc_layout *)(s->base + s->g.layout_table) + i;
+}
+static inline struct sc_slot *sc_slot(const struct sc_segment *s, uint32_t slot)
+{
+    return (struct sc_slot *)(s->base + s->g.slot_table) + slot;
+}
+static inline sc_word *sc_score(const struct sc_segment *s, uint32_t slot)
+{
+    return (sc_word *)(s->base + s->g.scores) + slot;
+}
+static inline sc_word *sc_share(const struct sc_segment *s, uint32_t lane, uint32_t slot)
+{
+    return (sc_word *)(s->base + s->g.shares + lane * s->g.share_stride) + slot;
+}
+static inline sc_word *sc_index(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.index); }
+static inline sc_word *sc_slot_map(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.slot_map); }
+static inline sc_word *sc_block_map(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.block_map); }
+static inline sc_word *sc_backed(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.backed); }
+static inline sc_half *sc_owner(const struct sc_segment *s, uint32_t block)
+{
+    return (sc_half *)(s->base + s->g.owners) + block;
+}
+
+/* Lanes that may hold shares: never more than the table has, whatever the header says. */
+static inline uint32_t sc_lane_limit(const struct sc_segment *s)
+{
+    uint32_t n = sc_load32(&sc_header(s)->lane_limit);
+    return n < s->g.lanes ? n : s->g.lanes;
+}
+
+/* The run of blocks of a slot lies in region 0 and holds its bytes. */
+static inline bool sc_run_ok(const struct sc_segment *s, uint64_t block, uint64_t blocks, uint64_t nbytes)
+{
+    return blocks > 0 && block + blocks <= s->g.blocks && nbytes > 0 && nbytes <= blocks * s->g.block_size;
+}
+
+static inline void sc_tally(struct sc_segment *s, enum sc_counter c, uint64_t n)
+{
+    if (n)
+        sc_count(&sc_lane(s, s->lane)->counters[c], n);
+}
+
+#endif

@@ -1,0 +1,112 @@
+#include "share.h"
+
+/* The word counts shares of a later object than this generation's. */
+static bool later(uint64_t word, uint32_t generation)
+{
+    return (word & 0xffffffff) && (int32_t)(sc_generation(word) - generation) > 0;
+}
+
+bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w); /* after the share word was changed, both sequentially consistent */
+    while (sc_generation(state) == generation) {
+        if (sc_state_of(state) == SC_READY)
+            return true;
+        if (sc_state_of(state) != SC_EVICTING)
+            return false;
+        /* The evictor may have read our word too early: call its eviction off, whether it lives, is stopped or
+         * is dead. If this fails it has gone one way or the other: look again. */
+        if (sc_cas(w, &state, sc_with_state(state, SC_READY)))
+            return true;
+    }
+    return false;
+}
+
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    uint32_t generation = sc_generation(state);
+    sc_word *w = sc_share(s, s->lane, slot);
+    uint64_t old = sc_peek(w), new;
+    bool claimed;
+    do {
+        if (later(old, generation))
+            return SC_GONE;
+        bool same = sc_generation(old) == generation;
+        claimed = same && sc_reserved(old) > 0;
+        if (same && sc_held(old) == SC_SHARE_MAX)
+            return SC_SATURATED;
+        new = claimed ? old - (UINT64_C(1) << 16) + 1 : same ? old + 1 : sc_share_word(generation, 0, 1);
+    } while (!sc_cas(w, &old, new));
+    if (sc_share_confirm(s, slot, generation))
+        return claimed ? SC_CLAIMED : SC_FRESH;
+    sc_share_release(s, slot, generation);
+    return SC_GONE;
+}
+
+bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    sc_word *w = sc_share(s, s->lane, slot);
+    uint64_t old = sc_peek(w);
+    do {
+        if (sc_generation(old) != generation || sc_held(old) == 0)
+            return false;
+    } while (!sc_cas(w, &old, old - 1));
+    return true;
+}
+
+bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
+{
+    sc_word *w = sc_share(s, lane, slot);
+    uint64_t old = sc_peek(w), new;
+    do {
+        if (later(old, generation))
+            return false;
+        bool same = sc_generation(old) == generation;
+        if (same && sc_reserved(old) == SC_SHARE_MAX)
+            return false;
+        new = same ? old + (UINT64_C(1) << 16) : sc_share_word(generation, 1, 0);
+    } while (!sc_cas(w, &old, new));
+    return true;
+}
+
+bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
+{
+    sc_word *w = sc_share(s, lane, slot);
+    uint64_t old = sc_peek(w);
+    do {
+        if (sc_generation(old) != generation || sc_reserved(old) == 0)
+            return false;
+    } while (!sc_cas(w, &old, old - (UINT64_C(1) << 16)));
+    return true;
+}
+
+bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool revoke, uint64_t *revoked)
+{
+    /* The limit is read after the mark: a lane that raised it later looks at the state word later still. */
+    uint32_t limit = sc_lane_limit(s);
+    for (uint32_t lane = 0; lane < limit; lane++) {
+        sc_word *w = sc_share(s, lane, slot);
+        uint64_t word = sc_load(w);
+        while (sc_generation(word) == generation && (word & 0xffffffff)) {
+            if (sc_held(word) || !revoke)
+                return true;
+            if (sc_cas(w, &word, sc_share_word(generation, 0, 0))) {
+                *revoked += sc_reserved(word);
+                break;
+            }
+        }
+    }
+    return false;
+}
+
+bool sc_share_none(const struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    uint32_t limit = sc_lane_limit(s);
+    for (uint32_t lane = 0; lane < limit; lane++) {
+        uint64_t word = sc_load(sc_share(s, lane, slot));
+        if (sc_generation(word) == generation && (word & 0xffffffff))
+            return false;
+    }
+    return true;
+}

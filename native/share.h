@@ -1,0 +1,55 @@
+/* share.h - share words: one a lane and slot, in the lane's own row.
+ *
+ *   63          32 31       16 15    0
+ *   | generation  | reserved  | held |
+ *
+ *   change             by whom                                    how: by compare-and-swap
+ *   held + 1           the lane's process                         takes a fresh share
+ *   reserved -> held   the lane's process                         claims
+ *   held - 1           the lane's process                         releases, or undoes
+ *   reserved - 1       the lane's process; any controller         finish_read; cancel_read
+ *   reserved + 1       any lane                                   grants
+ *   reserved -> 0      holder of the arena lock                   after the lease, or by force
+ *   word -> 0          holder of the arena lock                   reaps the dead, or itself at close (swap)
+ *
+ * A word of another generation than the slot's counts as zero. A word's generation never goes back: who finds a
+ * later one than its own is late, and its object is gone.
+ *
+ * A share protects once it is in the word and the state word, looked at afterwards, still is READY (or EVICTING,
+ * set back to READY) with its generation. The evictor marks EVICTING first and reads the words second; both sides
+ * are sequentially consistent, so one of the two sees the other.
+ */
+#ifndef SC_SHARE_H
+#define SC_SHARE_H
+
+#include "index.h"
+
+enum { SC_SHARE_MAX = 0xffff };
+static inline uint32_t sc_held(uint64_t word) { return (uint32_t)word & 0xffff; }
+static inline uint32_t sc_reserved(uint64_t word) { return (uint32_t)(word >> 16) & 0xffff; }
+static inline uint64_t sc_share_word(uint32_t generation, uint32_t reserved, uint32_t held)
+{
+    return (uint64_t)generation << 32 | (uint64_t)reserved << 16 | held;
+}
+
+enum sc_take { SC_GONE = 0, SC_FRESH = 1, SC_CLAIMED = 2, SC_SATURATED = 3 };
+
+/* Claims a reserved share of s's lane, else takes a fresh one, of the object that state names. */
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state);
+/* Gives back a held share. False: there is none of that generation. */
+bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation);
+
+/* Adds a reserved share to a lane's word; protects only after sc_share_confirm. False: late, or 65,535 already. */
+bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation);
+/* Takes an unclaimed share back from a lane. */
+bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation);
+/* The look at the state word that makes shares count: true if the object is still there. */
+bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation);
+
+/* Under the arena lock, the slot being EVICTING: true if a lane holds a share of it. Reserved shares count unless
+ * revoke says to take them; how many were taken is added to *revoked. */
+bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool revoke, uint64_t *revoked);
+/* Just a look: no lane has any share. */
+bool sc_share_none(const struct sc_segment *s, uint32_t slot, uint32_t generation);
+
+#endif

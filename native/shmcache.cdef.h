@@ -1,0 +1,143 @@
+/* shmcache.cdef.h - the core as Python sees it. Plain declarations: the compiler includes this file (with stdint.h
+ * before it), and cffi reads it.
+ *
+ * Keys come packed: one after the other in `keys`, all of `width` bytes, or, where width is 0, each ending at
+ * ends[i]; the caller has checked that each has 1 to 64 bytes. Functions of keys give how many of them have the
+ * status SC_OK, or an sc_error below zero; status[i] is an sc_status.
+ */
+
+enum sc_error {
+    SC_E_CLOSED = -1,      /* closed, or this is a forked child */
+    SC_E_BUSY = -2,        /* a live holder kept the lock or the door beyond lock_timeout */
+    SC_E_DAMAGED = -3,     /* the bytes of the segment contradict each other */
+    SC_E_VERSION = -4,     /* made by a binary with another layout.h */
+    SC_E_MEMORY = -5,      /* the kernel refused memory; errno says why */
+    SC_E_SYSTEM = -6,      /* a system call failed; errno says why */
+    SC_E_LANE_IN_USE = -7, /* the rank's owner lives */
+    SC_E_NO_LANE = -8,     /* every lane is taken */
+    SC_E_WORLD_SIZE = -9,  /* the live members of the group state another world_size */
+    SC_E_RETIRED = -10,    /* the segment lost its name before the door was passed */
+    SC_E_LAYOUTS = -11,    /* the layout table is full */
+    SC_E_FENCED = -12      /* the lane's lock was lost and another process took the lane */
+};
+
+enum sc_status {
+    SC_OK = 0,
+    SC_NOT_FOUND = 1,
+    SC_IN_FLIGHT = 2,
+    SC_EXISTS = 3,
+    SC_NO_SPACE = 4,
+    SC_NO_SHARE = 5,
+    SC_LOCKED = 6,
+    SC_NOT_OWNER = 7,
+    SC_LOST = 8
+};
+
+/* What an arena is made of. Leases in microseconds. */
+struct sc_config {
+    uint64_t capacity, block_size;
+    uint32_t slots, lanes;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us;
+    char fingerprint[256];
+    uint32_t fingerprint_bytes;
+    uint8_t boot_id[16];
+};
+
+/* An object that was reserved or read. offset counts from the start of the payload. */
+struct sc_ref {
+    uint64_t offset, nbytes;
+    uint32_t slot, generation, layout, temporary;
+};
+
+struct sc_reaped { uint64_t lanes, shares, writes, lock; };
+
+/* A snapshot, taken without a lock. */
+struct sc_info {
+    uint64_t capacity, block_size, payload, metadata, segment_bytes;
+    uint32_t slots, lanes, lane_limit, layouts;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us, created_ns;
+    char fingerprint[256];
+    uint32_t fingerprint_bytes;
+    uint8_t boot_id[16];
+    uint32_t lock_lane, lock_incarnation;    /* lock_lane UINT32_MAX: nobody holds it */
+    bool lock_alive;
+    uint64_t used_bytes, objects, writing;   /* filled by sc_count_objects, which walks the slots */
+};
+
+struct sc_lane_info {
+    uint32_t role, state;                    /* enum sc_role, enum sc_lane_state of the core */
+    uint32_t rank, world_size, incarnation, pid;
+    uint64_t started_ns, reserved, held, writing;
+    char command[24], group[64];
+    uint32_t group_bytes;
+    uint64_t counters[44];                   /* in the order of Counters */
+};
+
+struct sc_segment;
+
+/* The segment's file. */
+int sc_segment_bytes(const struct sc_config *c, uint64_t *segment_bytes, uint64_t *metadata_bytes);
+int sc_format(int fd, const struct sc_config *c);
+int sc_segment_open(int fd, int lock_fd, bool writable, struct sc_segment **out);
+void sc_segment_free(struct sc_segment *s);
+void sc_formats(int fd, uint64_t *found, uint64_t *own);
+int sc_back(struct sc_segment *s, uint64_t block, uint64_t n);
+int sc_populate(struct sc_segment *s, char *payload, uint64_t block, uint64_t n);
+
+/* Coming and going. */
+int sc_join(struct sc_segment *s, const char *group, uint32_t group_bytes, int32_t rank, uint32_t world_size,
+            uint32_t *pid);
+int sc_close(struct sc_segment *s);
+/* Nobody may join any more. On success the caller is in the door: it unlinks the segment's name, then calls
+ * sc_door_close. On SC_E_BUSY *pid is a live lane's, or 0 for somebody in the door. */
+int sc_retire(struct sc_segment *s, bool force, uint32_t *pid);
+void sc_door_close(struct sc_segment *s);
+
+/* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. */
+int64_t sc_reserve_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, int8_t *status,
+                         struct sc_ref *refs);
+int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status);
+int64_t sc_abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
+int64_t sc_finish_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                        uint32_t ranks, int8_t *status);
+int64_t sc_abort_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                       int8_t *status);
+int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payload, const char *data, uint64_t nbytes,
+               int8_t *status);
+int64_t sc_delete(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, bool force,
+                  int8_t *status);
+int64_t sc_evict(struct sc_segment *s, uint64_t nbytes);
+int64_t sc_clear(struct sc_segment *s);
+
+/* Reading. */
+int64_t sc_lookup(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n);
+int64_t sc_get_status(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                      int8_t *status);
+int64_t sc_touch_keys(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                      int8_t *status);
+int64_t sc_reserve_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                        uint32_t ranks, int8_t *status);
+/* again: only the keys whose status is SC_IN_FLIGHT are tried. prefix: stops at the first key that is not SC_OK and
+ * leaves those behind it SC_IN_FLIGHT. */
+int64_t sc_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, bool prefix,
+                bool again, int8_t *status, struct sc_ref *refs);
+int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, const int8_t *status, uint32_t n);
+int64_t sc_finish_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                       int8_t *status);
+int64_t sc_cancel_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
+                       uint32_t ranks, int8_t *status);
+
+/* The layout table: the number of a layout (1 and up), and a layout by its number. */
+int64_t sc_layout_number(struct sc_segment *s, const char *spec, uint32_t spec_bytes, uint64_t nbytes);
+int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *spec_bytes);
+
+/* The whole. */
+int sc_reap(struct sc_segment *s, struct sc_reaped *r);
+int64_t sc_verify(struct sc_segment *s, char *report, uint64_t report_bytes);
+void sc_get_info(const struct sc_segment *s, struct sc_info *info);
+void sc_count_objects(const struct sc_segment *s, struct sc_info *info);
+void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
+uint32_t sc_own_lane(const struct sc_segment *s);
+uint32_t sc_counter_count(void);
+const char *sc_counter_name(uint32_t i);

@@ -1,0 +1,89 @@
+/* slot.h - the state word of a slot, and the key in it.
+ *
+ *   63          32 31        16 15     5  4          3         2     0
+ *   | generation  | owner lane |   0    | temporary | detached | state |
+ *
+ *   transition                    by whom                                              how
+ *   FREE(g)     -> WRITING(g)     holder of the arena lock, for itself (the owner)     store, release
+ *   WRITING(g)  -> WRITING(g)+detached   holder of the arena lock, after the lease     compare-and-swap
+ *   WRITING(g)  -> READY(g)       the owner; no lock                                   compare-and-swap
+ *   WRITING(g)  -> FREE(g+1)      holder of the arena lock, for the owner or the dead  compare-and-swap
+ *   READY(g)    -> EVICTING(g)    holder of the arena lock                             compare-and-swap
+ *   EVICTING(g) -> READY(g)       holder of the arena lock, or a reader whose share    compare-and-swap
+ *                                 is in its share word: it calls the eviction off
+ *   EVICTING(g) -> FREE(g+1)      holder of the arena lock, having seen no share       compare-and-swap
+ *
+ * The other fields of a slot are filled while it is FREE and constant until it is FREE again. A reader without
+ * a share reads them between two looks at the state word and keeps them only if the generation stayed; one with
+ * a share may rely on them. Who reuses a slot fences (release) between the new generation and the new fields.
+ */
+#ifndef SC_SLOT_H
+#define SC_SLOT_H
+
+#include <string.h>
+
+#include "segment.h"
+
+enum sc_state { SC_FREE = 0, SC_WRITING = 1, SC_READY = 2, SC_EVICTING = 3 };
+#define SC_DETACHED (UINT64_C(1) << 3)
+#define SC_TEMPORARY (UINT64_C(1) << 4)
+
+static inline enum sc_state sc_state_of(uint64_t word) { return (enum sc_state)(word & 7); }
+static inline uint32_t sc_generation(uint64_t word) { return (uint32_t)(word >> 32); }
+static inline uint32_t sc_owner_of(uint64_t word) { return (uint32_t)(word >> 16) & 0xffff; }
+static inline uint64_t sc_with_state(uint64_t word, enum sc_state state) { return (word & ~UINT64_C(7)) | state; }
+static inline uint64_t sc_freed(uint64_t word) { return (uint64_t)(sc_generation(word) + 1) << 32; }
+static inline uint64_t sc_writing(uint64_t word, uint32_t owner, uint64_t flags)
+{
+    return (uint64_t)sc_generation(word) << 32 | (uint64_t)owner << 16 | flags | SC_WRITING;
+}
+
+/* A key as the core handles it: padded to words, with its hash. */
+struct sc_key { uint64_t words[SC_MAX_KEY / 8]; uint64_t hash; uint32_t bytes; };
+
+static inline uint64_t sc_mix(uint64_t a, uint64_t b)
+{
+    __uint128_t p = (__uint128_t)a * b;
+    return (uint64_t)p ^ (uint64_t)(p >> 64);
+}
+
+static inline void sc_key_load(struct sc_key *k, const void *data, uint32_t bytes, uint64_t seed)
+{
+    uint32_t words = (bytes + 7) / 8;
+    k->words[words - 1] = 0;
+    memcpy(k->words, data, bytes);
+    k->bytes = bytes;
+    uint64_t h = seed ^ sc_mix(bytes + UINT64_C(0xa0761d6478bd642f), UINT64_C(0xe7037ed1a0b428db));
+    for (uint32_t i = 0; i < words; i++)
+        h = sc_mix(k->words[i] ^ UINT64_C(0x8ebc6af09c88c6e3), h ^ UINT64_C(0x589965cc75374cc3));
+    k->hash = sc_mix(h, UINT64_C(0x1d8e4e27c47d124f));
+}
+
+/* Valid only if the generation is the same before and after. */
+static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
+{
+    if (sc_peek32(&slot->key_bytes) != k->bytes)
+        return false;
+    for (uint32_t i = 0; i < (k->bytes + 7) / 8; i++)
+        if (sc_peek(&slot->key[i]) != k->words[i])
+            return false;
+    return true;
+}
+
+/* What a reader gets to know of an object it has a share of. */
+struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes; };
+
+/* Bounds-checks what the slot says. */
+static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, uint64_t state, struct sc_object *o)
+{
+    const struct sc_slot *r = sc_slot(s, slot);
+    o->slot = slot;
+    o->generation = sc_generation(state);
+    o->layout = sc_peek32(&r->layout);
+    o->block = sc_peek32(&r->block);
+    o->blocks = sc_peek32(&r->blocks);
+    o->nbytes = sc_peek(&r->nbytes);
+    return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS;
+}
+
+#endif

@@ -1,0 +1,87 @@
+/* stats.c - what an arena says of itself to somebody who only looks: no lock, no lane, no store. */
+#include "arena.h"
+
+static const char *const counter_names[] = {
+#define X(name) #name,
+    SC_COUNTERS(X)
+#undef X
+};
+
+uint32_t sc_counter_count(void) { return SC_COUNTER_COUNT; }
+const char *sc_counter_name(uint32_t i) { return i < SC_COUNTER_COUNT ? counter_names[i] : NULL; }
+uint32_t sc_own_lane(const struct sc_segment *s) { return s->lane; }
+
+void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
+{
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        struct sc_object o;
+        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))
+            continue;
+        info->objects += sc_state_of(state) == SC_READY || sc_state_of(state) == SC_EVICTING;
+        info->writing += sc_state_of(state) == SC_WRITING;
+        info->used_bytes += o.blocks * s->g.block_size;
+    }
+}
+
+void sc_get_info(const struct sc_segment *s, struct sc_info *info)
+{
+    const struct sc_header *h = sc_header(s);
+    memset(info, 0, sizeof *info);
+    info->capacity = s->g.capacity;
+    info->block_size = s->g.block_size;
+    info->payload = s->g.payload;
+    info->metadata = s->g.metadata;
+    info->segment_bytes = s->g.segment_bytes;
+    info->slots = s->g.slots;
+    info->lanes = s->g.lanes;
+    info->lane_limit = sc_lane_limit(s);
+    info->layouts = sc_load32(&h->layouts);
+    info->read_lease_us = s->read_lease_us;
+    info->write_lease_us = s->write_lease_us;
+    info->lock_timeout_us = s->lock_timeout_us;
+    info->created_ns = h->created_ns;
+    info->fingerprint_bytes = h->fingerprint_bytes < SC_MAX_FINGERPRINT ? h->fingerprint_bytes : SC_MAX_FINGERPRINT;
+    memcpy(info->fingerprint, h->fingerprint, info->fingerprint_bytes);
+    memcpy(info->boot_id, h->boot_id, sizeof info->boot_id);
+    info->lock_lane = sc_lock_holder(s, &info->lock_incarnation, &info->lock_alive);
+}
+
+static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
+{
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t word = sc_peek(sc_share(s, lane, slot)), state;
+        if (!(word & 0xffffffff))
+            continue;
+        state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_generation(word) != sc_generation(state) || sc_state_of(state) == SC_FREE)
+            continue;
+        info->reserved += sc_reserved(word);
+        info->held += sc_held(word);
+    }
+}
+
+void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
+{
+    memset(info, 0, sizeof *info);
+    if (lane >= s->g.lanes)
+        return;
+    const struct sc_lane *l = sc_lane(s, lane);
+    info->role = sc_load32(&l->role);
+    info->state = sc_lane_state(s, lane);
+    info->rank = sc_peek32(&l->rank);
+    info->world_size = sc_peek32(&l->world_size);
+    info->incarnation = sc_peek32(&l->incarnation);
+    info->pid = sc_peek32(&l->pid);
+    info->started_ns = sc_peek(&l->started_ns);
+    memcpy(info->command, l->command, sizeof info->command);
+    info->group_bytes = sc_peek32(&l->group_bytes) < SC_MAX_GROUP ? sc_peek32(&l->group_bytes) : SC_MAX_GROUP;
+    memcpy(info->group, l->group, info->group_bytes);
+    for (uint32_t i = 0; i < SC_COUNTER_COUNT; i++)
+        info->counters[i] = sc_peek(&l->counters[i]);
+    count_shares(s, lane, info);
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        info->writing += sc_state_of(state) == SC_WRITING && sc_owner_of(state) == lane;
+    }
+}

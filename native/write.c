@@ -1,0 +1,448 @@
+/* write.c - everything that changes the table: reserve, publish, abort, delete, evict. Publishing takes no lock. */
+#include "arena.h"
+
+#include <errno.h>
+
+enum { SC_HOLD = 1024 }; /* keys a hold of the arena lock */
+
+static uint32_t hold_of(uint32_t from, uint32_t n) { return n - from < SC_HOLD ? n - from : SC_HOLD; }
+
+struct demand { uint64_t nbytes; uint32_t layout; bool temporary; };
+
+/* What stands in the way of writing this key; SC_OK: nothing, or nothing any more. */
+static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k, uint64_t now_us)
+{
+    uint64_t state;
+    uint32_t slot = sc_index_find(s, k, &state);
+    struct sc_reaped r = {0};
+    if (slot == SC_NO_SLOT)
+        return SC_OK;
+    if (sc_state_of(state) != SC_WRITING)
+        return SC_EXISTS;
+    uint32_t owner = sc_owner_of(state);
+    if (owner >= s->g.lanes || !sc_lane_held(s, owner)) {
+        if (owner < s->g.lanes)
+            sc_reap_lane(s, owner, &r);
+        return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_IN_FLIGHT;
+    }
+    if (now_us - sc_peek(&sc_slot(s, slot)->reserved_us) <= s->write_lease_us)
+        return SC_IN_FLIGHT;
+    /* The writer is stuck beyond its lease: it loses the key, and keeps the memory until it is done with it. */
+    if (!sc_cas(&sc_slot(s, slot)->state, &state, state | SC_DETACHED))
+        return SC_EXISTS; /* published after all */
+    sc_half *detached = &sc_lane(s, owner)->detached;
+    sc_poke32(detached, sc_peek32(detached) + 1);
+    sc_index_remove(s, k->hash, slot);
+    sc_tally(s, SC_writes_detached, 1);
+    return SC_OK;
+}
+
+static bool find_room(struct sc_segment *s, uint32_t blocks, uint32_t *block, uint32_t *slot)
+{
+    *block = sc_make_run(s, blocks);
+    if (*block == SC_NO_SLOT)
+        return false;
+    *slot = sc_make_slot(s);
+    return *slot != SC_NO_SLOT;
+}
+
+static void fill(struct sc_segment *s, uint32_t slot, const struct sc_key *k, const struct sc_object *o, uint64_t now_us)
+{
+    struct sc_slot *r = sc_slot(s, slot);
+    sc_fence_release(); /* the new generation before the new fields; pairs with the fence in index.c */
+    sc_poke32(&r->key_bytes, k->bytes);
+    for (uint32_t i = 0; i < SC_MAX_KEY / 8; i++)
+        sc_poke(&r->key[i], i < (k->bytes + 7) / 8 ? k->words[i] : 0);
+    sc_poke(&r->hash, k->hash);
+    sc_poke32(&r->layout, o->layout);
+    sc_poke32(&r->block, (uint32_t)o->block);
+    sc_poke32(&r->blocks, o->blocks);
+    sc_poke(&r->nbytes, o->nbytes);
+    sc_poke(&r->lease_until_us, 0);
+    sc_poke(&r->reserved_us, now_us);
+}
+
+static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, const struct demand *d, uint32_t depth,
+                              bool *reaped, struct sc_ref *ref)
+{
+    uint64_t now = sc_now_us(), blocks = (d->nbytes + s->g.block_size - 1) / s->g.block_size;
+    enum sc_status st = clear_the_way(s, k, now);
+    uint32_t block, slot;
+    struct sc_reaped r = {0};
+    if (st != SC_OK)
+        return st;
+    if (blocks > s->g.blocks)
+        return SC_NO_SPACE;
+    bool found = find_room(s, (uint32_t)blocks, &block, &slot);
+    if (!found && !*reaped) {
+        *reaped = true; /* once a batch: what dead lanes still hold may be the room that is missing */
+        found = sc_reap_dead(s, &r) && find_room(s, (uint32_t)blocks, &block, &slot);
+    }
+    if (!found)
+        return SC_NO_SPACE;
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w);
+    struct sc_object o = {slot, sc_generation(state), d->layout, (uint32_t)blocks, block, d->nbytes};
+    fill(s, slot, k, &o, now);
+    sc_block_use(s, block, (uint32_t)blocks, slot);
+    sc_slot_use(s, slot);
+    sc_poke(sc_score(s, slot), sc_score_make(s, now, depth, false));
+    sc_store(w, sc_writing(state, s->lane, d->temporary ? SC_TEMPORARY : 0)); /* releases the fields */
+    sc_index_insert(s, k->hash, slot);
+    sc_ref_fill(s, &o, d->temporary, ref);
+    return SC_OK;
+}
+
+static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
+
+/* Memory for what was reserved, without the lock. If the kernel has none, all of it is given back. */
+static int back_all(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t block = refs[i].offset / s->g.block_size;
+        uint64_t blocks = (refs[i].nbytes + s->g.block_size - 1) / s->g.block_size;
+        if (status[i] != SC_OK || sc_back(s, block, blocks) == 0)
+            continue;
+        int error = errno;
+        abort_refs(s, refs, n, status);
+        errno = error;
+        return SC_E_MEMORY;
+    }
+    return 0;
+}
+
+/* Runs f on every key under the arena lock, which is let go and taken again every SC_HOLD keys. Where it cannot be
+ * had the first time that is the result; later, the keys that are left are SC_LOCKED. */
+typedef enum sc_status (*sc_change)(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg);
+
+static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, int8_t *status, sc_change f, void *arg)
+{
+    struct sc_key k[SC_CHUNK];
+    struct sc_reaped r = {0};
+    int64_t ok = 0;
+    int rc = 0;
+    for (uint32_t from = 0; from < keys->n; from += SC_HOLD) {
+        uint32_t end = from + hold_of(from, keys->n);
+        if (rc == 0)
+            rc = sc_begin(s, s->lock_timeout_us, &r);
+        for (uint32_t at = from; at < end; at++) {
+            if (rc == 0 && (at - from) % SC_CHUNK == 0)
+                sc_keys_load(s, keys, at, sc_chunk_of(at, end), k);
+            status[at] = (int8_t)(rc < 0 ? SC_LOCKED : f(s, &k[(at - from) % SC_CHUNK], at, arg));
+            ok += status[at] == SC_OK;
+        }
+        if (rc < 0 && from == 0)
+            return rc;
+        if (rc == 0)
+            sc_end(s);
+    }
+    return ok;
+}
+
+struct demands {
+    const uint64_t *nbytes;
+    const uint32_t *layouts;
+    bool each, temporary, reaped;
+    struct sc_ref *refs;
+};
+
+static enum sc_status visit_reserve(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg)
+{
+    struct demands *all = arg;
+    uint32_t i = all->each ? at : 0;
+    struct demand d = {all->nbytes[i], all->layouts[i], all->temporary};
+    enum sc_status st = reserve(s, k, &d, at, &all->reaped, &all->refs[at]);
+    sc_tally(s, SC_no_space, st == SC_NO_SPACE);
+    return st;
+}
+
+static void rebuild_index(struct sc_segment *s)
+{
+    struct sc_reaped r = {0};
+    if (sc_begin(s, s->lock_timeout_us, &r) < 0)
+        return; /* the next batch will */
+    if (sc_index_crowded(s))
+        sc_index_rebuild(s);
+    sc_end(s);
+}
+
+int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, int8_t *status,
+                         struct sc_ref *refs)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct demands d = {nbytes, layouts, each, temporary, false, refs};
+    int64_t ok = under_lock(s, &keys, status, visit_reserve, &d);
+    if (ok >= 0) {
+        sc_tally(s, SC_reservations, (uint64_t)ok);
+        if (sc_index_crowded(s))
+            rebuild_index(s);
+        rc = back_all(s, refs, n, status);
+    }
+    sc_leave(s);
+    return rc < 0 ? rc : ok;
+}
+
+/* Why a slot that was this lane's cannot be published or aborted as such. */
+static enum sc_status not_writing(const struct sc_segment *s, uint64_t state, uint32_t generation)
+{
+    if (sc_generation(state) != generation || sc_state_of(state) == SC_FREE)
+        return SC_NOT_FOUND;
+    if (sc_state_of(state) != SC_WRITING)
+        return SC_EXISTS;
+    return sc_owner_of(state) == s->lane && !(state & SC_DETACHED) ? SC_OK : SC_NOT_OWNER;
+}
+
+/* Gives a write back under the lock, detached or not. */
+static int abort_one(struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    struct sc_reaped r = {0};
+    int rc = sc_begin(s, s->lock_timeout_us, &r);
+    if (rc < 0)
+        return rc;
+    uint64_t state = sc_load(&sc_slot(s, slot)->state);
+    if (sc_generation(state) == generation && sc_state_of(state) == SC_WRITING && sc_owner_of(state) == s->lane)
+        sc_abort(s, slot, state);
+    sc_end(s);
+    return 0;
+}
+
+static bool own_and_detached(const struct sc_segment *s, uint64_t state, uint32_t generation)
+{
+    return sc_generation(state) == generation && sc_state_of(state) == SC_WRITING && state & SC_DETACHED &&
+           sc_owner_of(state) == s->lane;
+}
+
+/* WRITING -> READY, after ranks reserved shares. No lock: nobody but the owner publishes, and who detaches the slot
+ * meanwhile does so by compare-and-swap. */
+static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks)
+{
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w);
+    enum sc_status st = not_writing(s, state, generation);
+    if (st == SC_OK) {
+        /* Grants before READY: no evictor can come between. A new object's words cannot be full. */
+        bool granted = ranks && sc_grant(s, slot, generation, ranks, sc_now_us() + s->read_lease_us);
+        /* Releases the payload; pairs with the reader's look at the state word. */
+        if (sc_cas(w, &state, sc_with_state(state, SC_READY))) {
+            sc_tally(s, SC_publishes, 1);
+            sc_tally(s, SC_published_bytes, sc_peek(&sc_slot(s, slot)->nbytes));
+            sc_tally(s, SC_grants, granted ? ranks : 0);
+            return SC_OK;
+        }
+        if (granted)
+            sc_ungrant(s, slot, generation, ranks);
+        st = SC_NOT_OWNER;
+    }
+    if (own_and_detached(s, state, generation))
+        abort_one(s, slot, generation);
+    return st;
+}
+
+int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    int64_t ok = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
+            continue;
+        status[i] = (int8_t)publish(s, refs[i].slot, refs[i].generation, ranks);
+        ok += status[i] == SC_OK;
+    }
+    sc_leave(s);
+    return ok;
+}
+
+static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status)
+{
+    int aborted = 0;
+    struct sc_reaped r = {0};
+    int rc = sc_begin(s, s->lock_timeout_us, &r);
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < n; i++) {
+        if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
+            continue;
+        uint64_t state = sc_load(&sc_slot(s, refs[i].slot)->state);
+        status[i] = (int8_t)not_writing(s, state, refs[i].generation);
+        if (status[i] == SC_OK || own_and_detached(s, state, refs[i].generation))
+            sc_abort(s, refs[i].slot, state);
+        aborted += status[i] == SC_OK;
+    }
+    sc_end(s);
+    sc_tally(s, SC_aborts, (uint64_t)aborted);
+    return aborted;
+}
+
+int64_t sc_abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    rc = abort_refs(s, refs, n, status);
+    sc_leave(s);
+    return rc;
+}
+
+/* A write of this lane that lost its key to the write lease is no more in the index. */
+static uint32_t find_detached(struct sc_segment *s, const struct sc_key *k)
+{
+    if (sc_peek32(&sc_lane(s, s->lane)->detached) == 0)
+        return SC_NO_SLOT;
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (own_and_detached(s, state, sc_generation(state)) && sc_key_is(sc_slot(s, slot), k))
+            return slot;
+    }
+    return SC_NO_SLOT;
+}
+
+/* Finds the slot that this lane writes under a key, and does `finish` (publish) or its opposite with it. */
+static enum sc_status finish_key(struct sc_segment *s, const struct sc_key *k, bool keep, uint32_t ranks)
+{
+    uint64_t state;
+    uint32_t slot = sc_index_find(s, k, &state);
+    bool own = slot != SC_NO_SLOT && sc_state_of(state) == SC_WRITING && sc_owner_of(state) == s->lane;
+    uint32_t lost = own ? SC_NO_SLOT : find_detached(s, k);
+    if (lost != SC_NO_SLOT) {
+        abort_one(s, lost, sc_generation(sc_load(&sc_slot(s, lost)->state)));
+        return SC_NOT_OWNER;
+    }
+    if (slot == SC_NO_SLOT)
+        return SC_NOT_FOUND;
+    if (keep)
+        return publish(s, slot, sc_generation(state), ranks);
+    enum sc_status st = not_writing(s, state, sc_generation(state));
+    if (st != SC_OK)
+        return st;
+    sc_tally(s, SC_aborts, 1);
+    return abort_one(s, slot, sc_generation(state)) < 0 ? SC_LOCKED : SC_OK;
+}
+
+static int64_t finish_keys(struct sc_segment *s, const struct sc_keys *keys, bool keep, uint32_t ranks, int8_t *status)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_key k[SC_CHUNK];
+    int64_t ok = 0;
+    for (uint32_t from = 0; from < keys->n; from += SC_CHUNK) {
+        uint32_t m = sc_chunk_of(from, keys->n);
+        sc_keys_load(s, keys, from, m, k);
+        for (uint32_t i = 0; i < m; i++) {
+            status[from + i] = (int8_t)finish_key(s, &k[i], keep, ranks);
+            ok += status[from + i] == SC_OK;
+        }
+    }
+    sc_leave(s);
+    return ok;
+}
+
+int64_t sc_finish_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
+                        uint32_t ranks, int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    return finish_keys(s, &keys, true, ranks, status);
+}
+
+int64_t sc_abort_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
+                       int8_t *status)
+{
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    return finish_keys(s, &keys, false, 0, status);
+}
+
+int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payload, const char *data, uint64_t nbytes,
+               int8_t *status)
+{
+    struct sc_ref ref;
+    uint32_t plain = 0;
+    int64_t rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, status, &ref);
+    if (rc <= 0)
+        return rc;
+    memcpy(payload + ref.offset, data, nbytes);
+    return sc_publish(s, &ref, 1, 0, status);
+}
+
+struct deletion { bool force, reaped; };
+
+static enum sc_status visit_delete(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg)
+{
+    (void)at;
+    struct deletion *d = arg;
+    struct sc_reaped r = {0};
+    uint64_t state;
+    for (;;) {
+        uint32_t slot = sc_index_find(s, k, &state);
+        if (slot == SC_NO_SLOT)
+            return SC_NOT_FOUND;
+        if (sc_state_of(state) != SC_WRITING && sc_remove(s, slot, d->force))
+            return SC_OK;
+        if (d->reaped)
+            return SC_LOCKED;
+        d->reaped = true; /* once a batch: a dead lane's shares lock nothing */
+        sc_reap_dead(s, &r);
+    }
+}
+
+int64_t sc_delete(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, bool force,
+                  int8_t *status)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_keys keys = sc_keys_of(data, width, ends, n);
+    struct deletion d = {force, false};
+    int64_t ok = under_lock(s, &keys, status, visit_delete, &d);
+    sc_tally(s, SC_deletes, ok > 0 ? (uint64_t)ok : 0);
+    sc_leave(s);
+    return ok;
+}
+
+int64_t sc_evict(struct sc_segment *s, uint64_t nbytes)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_reaped r = {0};
+    uint64_t freed = 0, one = 1;
+    bool reaped = false;
+    while (freed < nbytes && one && (rc = sc_begin(s, s->lock_timeout_us, &r)) == 0) {
+        for (int i = 0; i < SC_HOLD && freed < nbytes && (one = sc_evict_one(s)); i++)
+            freed += one;
+        if (!one && !reaped) {
+            reaped = true;
+            one = sc_reap_dead(s, &r);
+        }
+        sc_end(s);
+    }
+    sc_leave(s);
+    return rc < 0 ? rc : (int64_t)freed;
+}
+
+int64_t sc_clear(struct sc_segment *s)
+{
+    int rc = sc_enter(s);
+    if (rc < 0)
+        return rc;
+    struct sc_reaped r = {0};
+    int64_t cleared = 0;
+    for (uint32_t slot = 0; slot < s->g.slots && rc == 0;) {
+        rc = sc_begin(s, s->lock_timeout_us, &r);
+        if (rc < 0)
+            break;
+        if (slot == 0)
+            sc_reap_dead(s, &r);
+        for (uint32_t end = slot + 4096; slot < s->g.slots && slot < end; slot++)
+            cleared += sc_state_of(sc_load(&sc_slot(s, slot)->state)) == SC_READY && sc_remove(s, slot, false);
+        sc_end(s);
+    }
+    sc_tally(s, SC_deletes, (uint64_t)cleared);
+    sc_leave(s);
+    return rc < 0 ? rc : cleared;
+}

@@ -1,0 +1,181 @@
+"""One process's hold on an arena: its lane, its mappings of the payload, the layouts it knows; and its end."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from shmcache import errors, segment
+from shmcache._binding import Handle, check, ffi, lib
+from shmcache.layout import Layout
+from shmcache.views import ALONE, managed_buffer
+
+__all__ = ["Attachment", "Membership"]
+
+# What an attachment that was dropped without close leaves behind while views of it are alive: to close it would
+# give their shares back. The process's end does.
+_kept: list[Attachment] = []
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who a process is in an arena."""
+
+    group: str  #: empty for a group of one process alone
+    rank: int | None  #: None for a controller
+    world_size: int
+
+
+class Releasable(Protocol):
+    """A batch of shares."""
+
+    def release(self) -> None:
+        """ViewInUseError while something made from it is alive."""
+
+
+class Attachment:
+    """Made by ``attach``; a :class:`Cache` and its batches share it. ``handle`` is the core's."""
+
+    def __init__(self, name: str, member: Membership, handle: Handle, fd: int) -> None:
+        self.name: Final = name
+        self.member: Final = member
+        self.handle: Final = handle
+        self.fd: Final = fd
+        self.closed = False
+        self._pid: Final = os.getpid()
+        self._mappings: dict[bool, mmap.mmap] = {}
+        self._views: dict[bool, memoryview] = {}
+        self._address: Any = None
+        self._layouts: dict[int, Layout] = {}
+        self._numbers: dict[Layout, int] = {}
+        self._plain: dict[int, Layout] = {}
+        self.orphans: list[Releasable] = []
+        self._lock = threading.RLock()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child that inherited the attachment, which is its parent's."""
+        return os.getpid() != self._pid
+
+    def check(self, code: int) -> int:
+        """``code`` itself, or the exception that it stands for."""
+        return code if code >= 0 else check(self.name, self.handle, code)
+
+    def check_open(self) -> None:
+        """ClosedError after close and in a forked child."""
+        if self.closed or self.forked:
+            check(self.name, self.handle, lib.SC_E_CLOSED)
+
+    def close(self) -> None:
+        """Leaves the arena; ViewInUseError while a view of it is alive, and then nothing is done."""
+        with self._lock:
+            if self.closed:
+                return
+            if not self.forked:
+                self.release_orphans()
+                if self._views_live():
+                    raise errors.ViewInUseError(
+                        f"arena {self.name!r}: batches, tensors, arrays or views of this cache are alive; release "
+                        "and drop them, then close"
+                    )
+                self.check(lib.sc_close(self.handle))
+            self.closed = True
+            self._unmap()
+            os.close(self.fd)
+
+    def keep(self) -> None:
+        """Stays attached until the process ends: something still looks at the payload."""
+        _kept.append(self)
+
+    def number_of(self, layout: Layout) -> int:
+        """The number of a layout in the arena's table, where it is added if it is new."""
+        number = self._numbers.get(layout)
+        if number is None:
+            spec = layout.encode()
+            number = self.check(lib.sc_layout_number(self.handle, spec, len(spec), layout.nbytes))
+            self._numbers[layout] = number
+        return number
+
+    def layout_of(self, ref: Any) -> Layout:
+        """The layout of an object that was read; of a plain byte count, uint8. ArenaDamagedError."""
+        if ref.layout == 0:
+            plain = self._plain.get(ref.nbytes)
+            if plain is None:
+                plain = self._plain[ref.nbytes] = Layout((ref.nbytes,), "uint8")
+            return plain
+        layout = self._layouts.get(ref.layout)
+        if layout is None:
+            layout = self._layouts[ref.layout] = self._layout_at(ref.layout)
+        if layout.nbytes != ref.nbytes:
+            raise errors.ArenaDamagedError(
+                f"arena {self.name!r}: an object of {ref.nbytes} bytes has a layout of {layout.nbytes}; "
+                "destroy the arena and make it anew"
+            )
+        return layout
+
+    def _layout_at(self, number: int) -> Layout:
+        spec, nbytes = ffi.new("char[512]"), ffi.new("uint32_t *")
+        self.check(lib.sc_layout_spec(self.handle, number, spec, nbytes))
+        try:
+            return Layout.decode(ffi.buffer(spec, nbytes[0])[:])
+        except ValueError as error:
+            raise errors.ArenaDamagedError(
+                f"arena {self.name!r}: layout {number} of its table cannot be read ({error}); destroy the arena "
+                "and make it anew"
+            ) from None
+
+    def payload(self, *, writable: bool) -> memoryview:
+        """This process's mapping of region 0, made when first needed."""
+        view = self._views.get(writable)
+        if view is not None and not self.closed:
+            return view
+        with self._lock:
+            self.check_open()
+            if writable not in self._views:
+                self._mappings[writable] = segment.map_payload(self.handle, self.fd, writable=writable)
+                self._views[writable] = memoryview(self._mappings[writable])
+            return self._views[writable]
+
+    def write_address(self) -> Any:
+        """Where the writable mapping of the payload begins, for the core."""
+        if self._address is None:
+            view = self.payload(writable=True)
+            with self._lock:
+                self._address = ffi.from_buffer("char[]", view)
+        return self._address
+
+    def _views_live(self) -> bool:
+        """Whether somebody else shares the buffers that all views, arrays and tensors are made from."""
+        if self._address is not None:
+            ffi.release(self._address)
+            self._address = None
+        return any(sys.getrefcount(managed_buffer(view)) > ALONE for view in self._views.values())
+
+    def _unmap(self) -> None:
+        for view in self._views.values():
+            view.release()
+        self._views.clear()
+        for mapping in self._mappings.values():
+            try:
+                mapping.close()
+            except BufferError:
+                continue  # a forked child's views; the mapping goes with the last of them
+        self._mappings.clear()
+
+    def release_later(self, batch: Releasable) -> None:
+        """Keeps a batch that was dropped while something made from it may be alive, until nothing is."""
+        self.orphans.append(batch)
+        self.release_orphans()
+
+    def release_orphans(self) -> None:
+        """Gives back the shares of dropped batches from which nothing is alive any more."""
+        orphans, self.orphans = self.orphans, []
+        for batch in orphans:
+            try:
+                batch.release()
+            except errors.ViewInUseError:
+                self.orphans.append(batch)

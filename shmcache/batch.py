@@ -1,0 +1,226 @@
+"""Batches: what ``Cache.read`` and ``Cache.reserve_write`` give back, one entry a key."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shmcache import errors
+from shmcache._binding import ffi, lib
+from shmcache._keys import Packed
+from shmcache.attachment import Attachment
+from shmcache.config import check_extra_count
+from shmcache.layout import Layout
+from shmcache.status import OK, Status, statuses
+from shmcache.views import Loan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ReadBatch", "WriteBatch"]
+
+
+class _Batch:
+    """Keys, their statuses, and the memory of those that are OK."""
+
+    __slots__ = ("__weakref__", "_attachment", "_codes", "_loan", "_ok", "_open", "_packed", "_refs")
+
+    def __init__(self, attachment: Attachment, packed: Packed, codes: Any, refs: Any, ok: int) -> None:
+        self._attachment = attachment
+        self._packed = packed
+        self._codes = codes
+        self._refs = refs
+        self._ok = ok
+        self._loan: Loan | None = None
+        self._open = True
+
+    def __len__(self) -> int:
+        return self._packed[3]
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys, in the order given."""
+        data, width, ends, n = self._packed
+        joined = data if isinstance(data, bytes) else data.tobytes()
+        stops = range(width, width * n + 1, width) if ends is None else ends.tolist()
+        return [joined[start:stop] for start, stop in zip((0, *stops), stops, strict=False)]
+
+    @property
+    def status(self) -> list[Status]:
+        """One a key, as the call that made this batch found it."""
+        if self._ok == len(self):
+            return [OK] * self._ok
+        return statuses(ffi.buffer(self._codes)[:])
+
+    @property
+    def views(self) -> list[memoryview | None]:
+        """One memoryview of bytes a key, or None where the status is not OK. Made at the first call."""
+        return self._borrow().views
+
+    def arrays(self) -> list[Any]:
+        """One numpy array a key (a tuple where the layout has several tensors), or None. Without a copy.
+
+        A dtype that numpy lacks (bfloat16, float8) comes as unsigned integers of its width; a plain byte count
+        as uint8.
+        """
+        return self._borrow().arrays(self._layouts())
+
+    def tensors(self) -> list[Any]:
+        """One torch tensor a key (a tuple where the layout has several), or None. Without a copy. Needs torch."""
+        return self._borrow().tensors(self._layouts())
+
+    def _writable(self) -> bool:
+        raise AssertionError
+
+    def _borrow(self) -> Loan:
+        if not self._open:
+            raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
+        if self._loan is None:
+            self._loan = Loan(self._attachment.payload(writable=self._writable()), self._spans())
+        return self._loan
+
+    def _spans(self) -> list[slice | None]:
+        # A struct sc_ref is four words, the first two offset and nbytes.
+        words = np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, 4)
+        spans: list[slice | None] = list(map(slice, words[:, 0].tolist(), (words[:, 0] + words[:, 1]).tolist()))
+        if self._ok == len(self):
+            return spans
+        return [None if code else span for code, span in zip(self._codes, spans, strict=True)]
+
+    def _layouts(self) -> list[Layout | None]:
+        get, codes = self._attachment.layout_of, self._codes
+        return [get(ref) if codes[i] == 0 else None for i, ref in enumerate(self._refs)]
+
+
+class ReadBatch(_Batch):
+    """Objects that this process reads in place; each OK one carries a held share until :meth:`release`.
+
+    A context manager that releases. A batch that is dropped gives its shares back as soon as nothing made from
+    it is alive.
+    """
+
+    __slots__ = ()
+
+    @property
+    def hits(self) -> int:
+        """How many leading keys are OK."""
+        if self._ok == len(self):
+            return self._ok
+        return next(i for i, code in enumerate(self._codes) if code)
+
+    def release(self) -> None:
+        """Gives the shares back and makes the views unusable. Again: nothing.
+
+        ViewInUseError while a tensor, an array or a slice of a view is alive; then the shares are kept.
+        """
+        if not self._open:
+            return
+        self._open = False
+        loan = self._loan
+        if loan is not None:
+            if loan.in_use() or not loan.end():
+                self._open = True
+                raise errors.ViewInUseError(
+                    f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is still "
+                    "alive, so its shares are kept; drop it (del), then release again"
+                )
+            self._loan = None
+        lib.sc_release(self._attachment.handle, self._refs, self._codes, len(self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.release()
+            return
+        try:
+            self.release()
+        except errors.ViewInUseError:
+            # The error in flight is what the caller must see; the shares go back when its frames are gone.
+            self._attachment.release_later(self)
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._attachment.release_later(self)
+
+    def _writable(self) -> bool:
+        return False
+
+
+class WriteBatch(_Batch):
+    """Memory that this lane fills; readable for others once published.
+
+    A context manager that publishes what is still reserved, or aborts on an exception. A batch that is dropped
+    unfinished is aborted, with a ResourceWarning. After publishing, the views raise ValueError; arrays and
+    tensors cannot be taken back, and must not be written to any more.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, attachment: Attachment, packed: Packed, codes: Any, refs: Any, ok: int) -> None:
+        super().__init__(attachment, packed, codes, refs, ok)
+        self._lock = threading.Lock()
+
+    def publish(self) -> list[Status]:
+        """Makes what was reserved readable. One status a key: OK; NOT_FOUND, NOT_OWNER or EXISTS where it was
+        finished otherwise; what it was already where it was not reserved."""
+        return self._publish(0)
+
+    def publish_and_reserve_read(self, extra_count: int = 0) -> list[Status]:
+        """The same, and grants one reserved share each to ranks 0 to ``extra_count`` before anybody can evict."""
+        return self._publish(check_extra_count(extra_count, self._attachment.member.world_size) + 1)
+
+    def abort(self) -> list[Status]:
+        """Gives what was reserved back. One status a key, as with :meth:`publish`."""
+        return self._finish(lambda codes: lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), codes))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._open:
+            return
+        if kind is None:
+            self.publish()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_open", False) or self._ok == 0 or self._attachment.closed:
+            return
+        warnings.warn(
+            f"a WriteBatch of {self._ok} objects of arena {self._attachment.name!r} was dropped unfinished, and is "
+            "aborted; publish or abort it",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+        lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), self._codes)
+
+    def _publish(self, ranks: int) -> list[Status]:
+        return self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
+
+    def _finish(self, how: Any) -> list[Status]:
+        codes = ffi.new("int8_t[]", len(self))
+        ffi.memmove(codes, self._codes, len(self))
+        with self._lock:
+            if not self._open:
+                raise errors.ClosedError("WriteBatch: it was published or aborted already")
+            self._attachment.check(how(codes))
+            self._open = False
+        if self._loan is not None:
+            self._loan.end()
+            self._loan = None
+        return statuses(ffi.buffer(codes)[:])
+
+    def _writable(self) -> bool:
+        return True

@@ -1,0 +1,358 @@
+"""The cache: one process's membership in an arena, and everything that is done with keys."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from shmcache import errors, snapshot
+from shmcache._binding import ffi, lib, new
+from shmcache._keys import BytesLike, Keys, Packed, pack
+from shmcache.attachment import Attachment
+from shmcache.batch import ReadBatch, WriteBatch
+from shmcache.config import check_extra_count, shown
+from shmcache.layout import MAX_NBYTES, Layout
+from shmcache.stats import ReapReport, Stats
+from shmcache.status import OK, STATUSES, Status, statuses
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Cache"]
+
+LayoutLike: TypeAlias = "Layout | int"
+
+_NAP_S: Final = 0.0002  #: the first pause of a read that waits; doubled up to _LONG_NAP_S
+_LONG_NAP_S: Final = 0.002
+_REAP_S: Final = 0.05  #: how often a read that waits looks for dead writers
+_IN_FLIGHT: Final = int(Status.IN_FLIGHT)
+_NOT_FOUND: Final = int(Status.NOT_FOUND)
+_REPORT_BYTES: Final = 1 << 20  #: of verify
+
+
+def _data(packed: Packed) -> Any:
+    return packed[0] if type(packed[0]) is bytes else ffi.from_buffer("char[]", packed[0])
+
+
+def _ends(packed: Packed) -> Any:
+    return ffi.NULL if packed[2] is None else ffi.from_buffer("uint32_t[]", packed[2])
+
+
+class Cache:
+    """Made by :func:`shmcache.attach`. May be used from several threads; a context manager that closes.
+
+    Methods that take ``keys`` take a sequence of bytes (1 to 64 each) or a C-contiguous uint8 array of shape
+    (n, width), one row a key, and give one :class:`Status` a key. TypeError or ValueError for bad arguments,
+    before anything is done; ClosedError after close and in a forked child; ArenaBusyError where a change waited
+    longer than ``lock_timeout_s`` for a stopped holder of the arena lock.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.name: Final = attachment.name
+        self.group: Final = attachment.member.group or None
+        self.rank: Final = attachment.member.rank
+        self.world_size: Final = attachment.member.world_size
+        self.lane: Final = int(lib.sc_own_lane(attachment.handle))
+        self._attachment = attachment
+        self._handle = attachment.handle
+        self._check = attachment.check
+
+    def __repr__(self) -> str:
+        who = "" if self.group is None else f" group={self.group!r} rank={self.rank} of {self.world_size}"
+        return f"<shmcache.Cache {self.name!r} lane={self.lane}{who}{' closed' if self.closed else ''}>"
+
+    # Writing
+
+    def reserve_write(
+        self,
+        keys: Keys,
+        layout: LayoutLike | Sequence[LayoutLike],
+        *,
+        region: str | None = None,
+        writers: int = 1,
+        temporary: bool = False,
+    ) -> WriteBatch:
+        """Memory for objects of these keys, evicting what is worth least where there is no room.
+
+        ``layout``: a :class:`Layout`, or bytes an object as int, or one of these a key. ``temporary``: the
+        objects are freed when their last share is released. ``region`` and ``writers``: None and 1; this version
+        has region 0 only, and one writer an object.
+
+        Status of a key: OK; EXISTS; IN_FLIGHT (it is being written); NO_SPACE (every run of blocks of that
+        length is being written or has shares; then nothing was evicted). ArenaSpaceError where the kernel has no
+        memory for blocks that were never used before; then nothing stays reserved.
+        """
+        packed = pack(keys)
+        n = packed[3]
+        _check_only("region", region, None)
+        _check_only("writers", writers, 1)
+        if not isinstance(temporary, bool):
+            raise TypeError(f"temporary: expected bool, got {shown(temporary)}")
+        nbytes, layouts, each = self._demand(layout, n)
+        codes, refs = new("int8_t[]", n), ffi.new("struct sc_ref[]", n)
+        ok = self._check(
+            lib.sc_reserve_write(
+                self._handle,
+                _data(packed),
+                packed[1],
+                _ends(packed),
+                n,
+                nbytes,
+                layouts,
+                each,
+                temporary,
+                codes,
+                refs,
+            )
+        )
+        return WriteBatch(self._attachment, packed, codes, refs, ok)
+
+    def finish_write(self, keys: Keys) -> list[Status]:
+        """Publishes what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
+        return self._each(lib.sc_finish_write, keys, 0)
+
+    def finish_write_and_reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
+        """The same, and grants one reserved share each to ranks 0 to ``extra_count`` before anybody can evict.
+
+        ``extra_count``: TypeError unless int (not bool), ValueError unless 0 <= extra_count < world_size.
+        """
+        return self._each(lib.sc_finish_write, keys, check_extra_count(extra_count, self.world_size) + 1)
+
+    def abort_write(self, keys: Keys) -> list[Status]:
+        """Gives back what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
+        return self._each(lib.sc_abort_write, keys)
+
+    def put(self, key: BytesLike, data: Any) -> Status:
+        """Copies ``data`` (a contiguous buffer of at least one byte) in and publishes it: OK, EXISTS, IN_FLIGHT
+        or NO_SPACE. ArenaSpaceError as with :meth:`reserve_write`."""
+        packed = pack([key])
+        try:
+            source = data if type(data) is bytes else ffi.from_buffer("char[]", data)
+        except (TypeError, BufferError, ValueError) as error:
+            raise TypeError(f"data: expected a contiguous bytes-like object, got {shown(data)} ({error})") from None
+        nbytes = len(source)
+        if nbytes == 0:
+            raise ValueError("data: expected at least 1 byte, got none")
+        codes = new("int8_t[]", 1)
+        self._check(
+            lib.sc_put(self._handle, packed[0], packed[1], self._attachment.write_address(), source, nbytes, codes)
+        )
+        return STATUSES[int(codes[0])]
+
+    # Reading
+
+    def lookup(self, keys: Keys) -> int:
+        """How many leading keys are readable now."""
+        packed = pack(keys)
+        return self._check(lib.sc_lookup(self._handle, _data(packed), packed[1], _ends(packed), packed[3]))
+
+    def status(self, keys: Keys) -> list[Status]:
+        """OK, IN_FLIGHT or NOT_FOUND."""
+        return self._each(lib.sc_get_status, keys)
+
+    def reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
+        """Grants one reserved share each to ranks 0 to ``extra_count`` of this group: OK, NOT_FOUND, IN_FLIGHT, or
+        NO_SHARE where a rank has 65,535 of that object already. ``extra_count`` is checked as in
+        :meth:`finish_write_and_reserve_read`."""
+        return self._each(lib.sc_reserve_read, keys, check_extra_count(extra_count, self.world_size) + 1)
+
+    def read(self, keys: Keys, *, prefix: bool = False, wait_s: float = 0.0) -> ReadBatch:
+        """Claims this lane's reserved share of each object, else takes a fresh one.
+
+        ``prefix``: stop at the first miss; the keys behind it are NOT_FOUND without a look. ``wait_s``: how long
+        to wait for keys that are being written (IN_FLIGHT); a writer that dies meanwhile is noticed at once, and a
+        key that nobody writes is not waited for. Status of a key: OK, NOT_FOUND, IN_FLIGHT, or NO_SHARE (this
+        lane holds 65,535 shares of it).
+        """
+        packed = pack(keys)
+        n = packed[3]
+        codes, refs = new("int8_t[]", n), ffi.new("struct sc_ref[]", n)
+        ok = lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, prefix, False, codes, refs)
+        if ok != n:
+            self._check(ok)
+            ok += self._read_on(packed, prefix, _check_wait(wait_s), codes, refs)
+        if self._attachment.orphans:
+            self._attachment.release_orphans()
+        return ReadBatch(self._attachment, packed, codes, refs, ok)
+
+    def finish_read(self, keys: Keys) -> list[Status]:
+        """Gives back one own reserved share unread: OK, NO_SHARE (there is none), NOT_FOUND."""
+        return self._each(lib.sc_finish_read, keys)
+
+    def cancel_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
+        """Takes back an unclaimed share from each of ranks 0 to ``extra_count``: OK where there was one at all,
+        else NO_SHARE; NOT_FOUND. ``extra_count`` is checked as in :meth:`finish_write_and_reserve_read`."""
+        return self._each(lib.sc_cancel_read, keys, check_extra_count(extra_count, self.world_size) + 1)
+
+    def touch(self, keys: Keys) -> list[Status]:
+        """Counts as a read for eviction: OK, NOT_FOUND, IN_FLIGHT."""
+        return self._each(lib.sc_touch_keys, keys)
+
+    # Removing
+
+    def delete(self, keys: Keys, *, force: bool = False) -> list[Status]:
+        """Deletes objects: OK, NOT_FOUND, or LOCKED while shares or a writer exist. ``force`` takes reserved
+        shares along, never held ones."""
+        if not isinstance(force, bool):
+            raise TypeError(f"force: expected bool, got {shown(force)}")
+        return self._each(lib.sc_delete, keys, force)
+
+    def evict(self, nbytes: int) -> int:
+        """Evicts what is worth least until ``nbytes`` of blocks are free again, or nothing more can go: bytes freed."""
+        if isinstance(nbytes, bool) or not isinstance(nbytes, int):
+            raise TypeError(f"nbytes: expected int, got {shown(nbytes)}")
+        if not 0 <= nbytes < 2**63:
+            raise ValueError(f"nbytes: expected 0 or more, got {shown(nbytes)}")
+        return self._check(lib.sc_evict(self._handle, nbytes))
+
+    def clear(self) -> int:
+        """Deletes all objects that are not locked: how many."""
+        return self._check(lib.sc_clear(self._handle))
+
+    def reap(self) -> ReapReport:
+        """Takes back what dead lanes left: shares, half-written objects, the arena lock. Others do so, too, when they
+        need it; nobody has to call this."""
+        found = ffi.new("struct sc_reaped *")
+        self._check(lib.sc_reap(self._handle, found))
+        return ReapReport(found.lanes, found.shares, found.writes, bool(found.lock))
+
+    # The whole
+
+    def verify(self) -> list[str]:
+        """Walks the whole arena under its lock: every breach of an invariant, in words; [] is sound."""
+        report = ffi.new("char[]", _REPORT_BYTES)
+        findings = self._check(lib.sc_verify(self._handle, report, _REPORT_BYTES))
+        lines = ffi.string(report).decode("utf-8", "replace").splitlines()
+        return [*lines, f"and {findings - len(lines)} more"] if findings > len(lines) else lines
+
+    def stats(self) -> Stats:
+        """Occupancy and counters, a snapshot without a lock."""
+        self._attachment.check_open()
+        return snapshot.stats(self._handle, self._attachment.fd)
+
+    def close(self) -> None:
+        """Leaves the arena: reserved and held shares are given back, unfinished writes aborted. Again: nothing.
+
+        ViewInUseError while a batch with views, or a tensor, array or view of one, is alive; then nothing is
+        done. In a forked child this only drops the mapping.
+        """
+        self._attachment.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except errors.ViewInUseError:
+            # The error in flight is what the caller must see; its frames keep the views, and __del__ comes after.
+            return
+
+    def __del__(self) -> None:
+        attachment: Attachment | None = getattr(self, "_attachment", None)
+        if attachment is None or attachment.closed or sys.is_finalizing():
+            return
+        if not attachment.forked:
+            warnings.warn(f"{self!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
+        try:
+            attachment.close()
+        except errors.ShmcacheError:
+            attachment.keep()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._attachment.closed
+
+    # What the methods above stand on
+
+    def _each(self, function: Any, keys: Keys, *args: int) -> list[Status]:
+        packed = pack(keys)
+        n = packed[3]
+        codes = new("int8_t[]", n)
+        ok = function(self._handle, _data(packed), packed[1], _ends(packed), n, *args, codes)
+        if ok == n:
+            return [OK] * n
+        self._check(ok)
+        return statuses(ffi.buffer(codes)[:])
+
+    def _read_on(self, packed: Packed, prefix: bool, wait_s: float, codes: Any, refs: Any) -> int:
+        """The rest of a read that did not find all: waits for writers, and settles what lies behind a gap."""
+        data, ends = _data(packed), _ends(packed)
+        deadline = time.monotonic() + wait_s
+        nap, reap_at, found = _NAP_S, time.monotonic() + _REAP_S, 0
+        while wait_s > 0 and time.monotonic() < deadline and _waits(codes, prefix):
+            time.sleep(min(nap, max(0.0, deadline - time.monotonic())))
+            nap = min(2 * nap, _LONG_NAP_S)
+            if time.monotonic() > reap_at:
+                self.reap()
+                reap_at = time.monotonic() + _REAP_S
+            found += self._check(lib.sc_read(self._handle, data, packed[1], ends, packed[3], prefix, True, codes, refs))
+        if prefix:
+            _settle(codes)
+        return found
+
+    def _demand(self, layout: LayoutLike | Sequence[LayoutLike], n: int) -> tuple[Any, Any, bool]:
+        """Bytes and layout number, of all keys or one a key, as the core takes them."""
+        if isinstance(layout, (Layout, int)):
+            nbytes, number = self._need(layout)
+            return new("uint64_t[]", [nbytes]), new("uint32_t[]", [number]), False
+        if isinstance(layout, (str, bytes)) or not isinstance(layout, Sequence):
+            raise TypeError(f"layout: expected a Layout, bytes as int, or one of these a key, got {shown(layout)}")
+        if len(layout) != n:
+            raise ValueError(f"layout: expected one a key ({n}), got {len(layout)}")
+        needs = [self._need(one) for one in layout]
+        return (
+            new("uint64_t[]", [need[0] for need in needs]),
+            new("uint32_t[]", [need[1] for need in needs]),
+            True,
+        )
+
+    def _need(self, layout: LayoutLike) -> tuple[int, int]:
+        if isinstance(layout, Layout):
+            return layout.nbytes, self._attachment.number_of(layout)
+        if isinstance(layout, bool) or not isinstance(layout, int):
+            raise TypeError(f"layout: expected a Layout or bytes as int, got {shown(layout)}")
+        if not 1 <= layout <= MAX_NBYTES:
+            raise ValueError(f"layout: expected 1 to 2**48 bytes an object, got {shown(layout)}")
+        return layout, 0
+
+
+def _check_only(what: str, value: object, only: object) -> None:
+    if value != only or isinstance(value, bool):
+        raise ValueError(f"{what}: expected {only}, the only one that this version has, got {shown(value)}")
+
+
+def _check_wait(wait_s: float) -> float:
+    if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)):
+        raise TypeError(f"wait_s: expected seconds, got {shown(wait_s)}")
+    if not 0 <= wait_s < float("inf"):
+        raise ValueError(f"wait_s: expected 0 or more seconds, got {shown(wait_s)}")
+    return float(wait_s)
+
+
+def _waits(codes: Any, prefix: bool) -> bool:
+    """Whether a key is in flight that a read may wait for: with prefix, only the first that is not OK."""
+    found = ffi.buffer(codes)[:]
+    if not prefix:
+        return _IN_FLIGHT in found
+    return next((code for code in found if code), None) == _IN_FLIGHT
+
+
+def _settle(codes: Any) -> None:
+    """Behind the first miss of a prefix nothing was looked at: NOT_FOUND."""
+    found = np.frombuffer(ffi.buffer(codes), np.int8)
+    missed = np.flatnonzero(found)
+    if len(missed):
+        found[missed[0] + 1 :] = _NOT_FOUND

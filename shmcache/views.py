@@ -1,0 +1,103 @@
+"""Memory on loan: memoryviews, arrays and tensors over the payload, and whether any of them is still alive.
+
+A :class:`Loan` is made for one batch. All that is made from it refers to one numpy array (the loan's base) or
+to one managed buffer (its root), so that counting references to these two tells, for a batch of any size,
+whether something outlives the batch. CPython counts references exactly; that is what this module stands on.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shmcache.layout import Layout
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+#: References to an object that has one owner, as sys.getrefcount sees them when the owner asks.
+ALONE = 2
+
+
+def managed_buffer(view: memoryview) -> Any:
+    """What a memoryview shares with its slices: CPython's managed buffer, of which each is a reference."""
+    return gc.get_referents(view)[0]
+
+
+def _unreleased(view: memoryview) -> bool:
+    try:
+        view.nbytes  # noqa: B018 # raises where the view was released
+    except ValueError:
+        return False
+    return True
+
+
+class Loan:
+    """The memory of one batch, as views, arrays and tensors. ``spans``: a slice of the payload, in bytes, a key,
+    or None where the batch has no memory for it."""
+
+    __slots__ = ("_base", "_root", "_spans", "_views")
+
+    def __init__(self, payload: memoryview, spans: list[slice | None]) -> None:
+        # The first array over its memory, so that every array made from it names it as its base.
+        self._base: npt.NDArray[np.uint8] = np.frombuffer(payload, np.uint8)
+        self._root: memoryview | None = None
+        self._views: list[memoryview | None] = []
+        self._spans = spans
+
+    @property
+    def views(self) -> list[memoryview | None]:
+        """One memoryview a key, made at the first call; the same ones after."""
+        if self._root is None:
+            root = self._root = memoryview(self._base)  # type: ignore[arg-type] # numpy's hints know no Buffer
+            self._views = [None if span is None else root[span] for span in self._spans]
+        return self._views
+
+    def arrays(self, layouts: list[Layout | None]) -> list[Any]:
+        """One array (or tuple of them) a key, by the key's layout; None where the key has none."""
+        return [
+            None if span is None or layout is None else layout.arrays(self._base[span])
+            for span, layout in zip(self._spans, layouts, strict=True)
+        ]
+
+    def tensors(self, layouts: list[Layout | None]) -> list[Any]:
+        """The same as torch tensors."""
+        return [
+            None if span is None or layout is None else layout.tensors(self._base[span])
+            for span, layout in zip(self._spans, layouts, strict=True)
+        ]
+
+    def in_use(self) -> bool:
+        """Whether an array, a tensor or a slice of a view is alive. The views themselves do not count."""
+        if self._root is None:
+            return sys.getrefcount(self._base) > ALONE
+        return sys.getrefcount(self._base) > ALONE + 1 or self._sliced(self._root)
+
+    def _sliced(self, root: memoryview) -> bool:
+        shared = managed_buffer(root)
+        own = [root, *(view for view in self._views if view is not None)]
+        if sys.getrefcount(shared) <= ALONE + len(own):
+            return False
+        # There are more memoryviews than ours. Those that somebody released, but still names, do not count.
+        ours = set(map(id, own))
+        others = (obj for obj in gc.get_referrers(shared) if isinstance(obj, memoryview))
+        return any(_unreleased(view) for view in others if id(view) not in ours)
+
+    def end(self) -> bool:
+        """Releases the views, so that a use after this raises ValueError.
+
+        False if one cannot be released, since its buffer is exported in a way that only the export shows.
+        """
+        try:
+            for view in self._views:
+                if view is not None:
+                    view.release()
+        except BufferError:
+            self._root = None
+            return False
+        if self._root is not None:
+            self._root.release()
+        return True

@@ -1,0 +1,192 @@
+"""The demo as a person runs it, only smaller: whole runs, deaths, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import shmcache
+from shmcache_tools.trace import make_conversations
+
+_TIMEOUT_S = 90
+_SMALL = ("--chunk-bytes", "4096", "--capacity", "8MiB", "--seed", "1")
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shmcache_tools.demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    """The exit code and the report; the arena and the workers are gone."""
+    with _start(*arguments) as demo:
+        out, err = demo.communicate(timeout=_TIMEOUT_S)
+    assert err == ""
+    assert _arena_of(demo) not in shmcache.arenas()
+    assert _workers_of(demo) == []
+    return demo.returncode, out
+
+
+def _arena_of(demo: subprocess.Popen[str]) -> str:
+    return f"demo-{demo.pid}"
+
+
+def _workers_of(demo: subprocess.Popen[str]) -> list[int]:
+    """The pids of its worker processes, also when they have another parent by now."""
+    mark = f"shmcache_tools.demo_worker\0{_arena_of(demo)}\0".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and mark in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+def _number(text: str, pattern: str) -> int:
+    match = re.search(pattern, text)
+    assert match, f"{pattern} not in:\n{text}"
+    return int(match[1].replace(",", ""))
+
+
+def _wait_until_running(demo: subprocess.Popen[str], workers: int) -> None:
+    """Wait until its workers have read something."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert demo.poll() is None
+        if _arena_of(demo) in shmcache.arenas():
+            stats = shmcache.inspect(_arena_of(demo)).stats
+            if stats and stats.counters.releases and stats.lanes_alive == workers + 1:
+                return
+        time.sleep(0.01)
+    pytest.fail("the demo did not start")
+
+
+def _wait_until_gone(demo: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while _workers_of(demo):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_made_up_conversations() -> None:
+    exit_code, out = _run(*_SMALL, "--requests", "300")
+    assert exit_code == 0
+    assert "300 of 300 read and verified by each of 4 workers" in out
+    assert "All good" in out
+    assert _number(out, r"evictions +([\d,]+) objects") > 0
+    assert 20 < _number(out, r"hit rate +(\d+)\.\d %") < 100
+    for operation in ("lookup", "grant on a hit", "publish and grant", "read", "release"):
+        assert re.search(rf"^{operation} +[\d.]+ [a-z]+ ", out, re.MULTILINE)
+    assert "\x1b" not in out
+
+
+def test_a_trace_in_an_arena_that_holds_one_request(tmp_path: Path) -> None:
+    """With no room for two requests the scheduler waits for shares, and drops nothing."""
+    trace = [request.hash_ids.tolist() for request in make_conversations(2, 150)]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps({"timestamp": 0, "hash_ids": ids}) + "\n" for ids in trace))
+    capacity = max(map(len, trace)) * 12288
+    exit_code, out = _run(
+        *("--trace", str(path), "--workers", "2", "--chunk-bytes", "12288", "--capacity", str(capacity))
+    )
+    assert exit_code == 0
+    assert "150 of 150 read and verified by each of 2 workers" in out
+    assert _number(out, r"waited for room +([\d,]+) times") > 0
+
+
+def test_workers_are_killed_and_nothing_is_lost() -> None:
+    exit_code, out = _run(*_SMALL, "--requests", "3000", "--kill", "0.2")
+    assert exit_code == 0
+    assert "3,000 of 3,000 read and verified by each of 4 workers" in out
+    assert _number(out, r"workers died +([\d,]+), with") > 0
+    assert "All good" in out
+
+
+def test_killing_in_a_small_arena() -> None:
+    """Chunks of dead workers are evicted before they come back, and are written again."""
+    exit_code, out = _run(
+        *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "1MiB", "--seed", "5"),
+        *("--requests", "1500", "--kill", "0.15"),
+    )
+    assert exit_code == 0
+    assert _number(out, r"workers died +([\d,]+), with") > 0
+
+
+def test_one_worker_that_somebody_else_kills() -> None:
+    with _start(*_SMALL, "--requests", "2000", "--workers", "1") as demo:
+        _wait_until_running(demo, 1)
+        for pid in _workers_of(demo):
+            os.kill(pid, signal.SIGKILL)
+        out, err = demo.communicate(timeout=_TIMEOUT_S)
+    assert (demo.returncode, err) == (0, "")
+    assert _number(out, r"workers died +([\d,]+), with") == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_nothing(signum: signal.Signals) -> None:
+    with _start(*_SMALL, "--requests", "1000000", "--keep", "--kill") as demo:
+        _wait_until_running(demo, 4)
+        demo.send_signal(signum)
+        _, err = demo.communicate(timeout=_TIMEOUT_S)
+    assert demo.returncode == 128 + signum
+    assert err == f"demo: ended by {signum.name}; nothing is left behind\n"
+    assert _arena_of(demo) not in shmcache.arenas()
+    assert _workers_of(demo) == []
+
+
+def test_workers_do_not_outlive_a_killed_demo() -> None:
+    with _start(*_SMALL, "--requests", "1000000") as demo:
+        _wait_until_running(demo, 4)
+        demo.kill()
+        demo.communicate(timeout=_TIMEOUT_S)
+    _wait_until_gone(demo)
+    info = shmcache.inspect(_arena_of(demo))
+    assert info.stale
+    shmcache.destroy(info.name)
+
+
+def test_keep() -> None:
+    with _start(*_SMALL, "--requests", "20", "--keep") as demo:
+        out, _ = demo.communicate(timeout=_TIMEOUT_S)
+    assert demo.returncode == 0
+    arena = _arena_of(demo)
+    assert f"shmcache-cleanup {arena}" in out
+    stats = shmcache.inspect(arena).stats
+    assert stats is not None
+    assert stats.objects > 0
+    assert stats.reserved + stats.held == 0
+    shmcache.destroy(arena)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--workers", "0"], "expected 1 to"),
+        (["--chunk-bytes", "12"], "multiple of 8"),
+        (["--capacity", "1MiB"], "the longest request has"),
+        (["--capacity", "much"], "capacity"),
+        (["--trace", "/nonexistent"], "No such file"),
+        (["--trace", os.devnull], "no request"),
+        (["--kill", "0"], "expected 0.05"),
+    ],
+)
+def test_usage(arguments: list[str], why: str) -> None:
+    with _start(*arguments) as demo:
+        out, err = demo.communicate(timeout=_TIMEOUT_S)
+    assert (demo.returncode, out) == (2, "")
+    assert why in err
+    assert "Traceback" not in err

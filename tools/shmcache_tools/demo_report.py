@@ -1,0 +1,247 @@
+"""What a run of the demo counted, and the words in which it says so, while it runs and at its end.
+
+``Tally`` is filled by the scheduler; everything else here only reads it.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from shmcache.stats import Stats
+from shmcache_tools.demo_crew import Worker
+from shmcache_tools.text import (
+    count_text,
+    gigabytes_text,
+    make_facts,
+    make_table,
+    percent_text,
+    plural,
+    printable,
+    size_text,
+    time_text,
+)
+
+#: The operations that are timed, in the order of a chunk's life.
+LOOKUP, GRANT, RESERVE, FILL = "lookup", "grant on a hit", "reserve to write", "fill"
+PUBLISH, READ, ARRAYS, RELEASE = "publish and grant", "read", "make arrays", "release"
+OPERATIONS = (LOOKUP, GRANT, RESERVE, FILL, PUBLISH, READ, ARRAYS, RELEASE)
+
+_BAR_WIDTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One worker that died, and what came of its shares."""
+
+    rank: int
+    seconds: float  #: from SIGKILL until reap() had returned
+    shares: int  #: taken back
+    left: int  #: still on its lane after that; must be 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Everything that a run counts."""
+
+    requests: int  #: of the whole run
+    world_size: int
+    chunk_bytes: int
+    best_hit_rate: float  #: with an arena without end
+    handed_out: int = 0  #: requests
+    finished: int = 0  #: requests that every worker has read and verified
+    chunks: int = 0  #: of the requests handed out
+    hits: int = 0  #: chunks of those that lookup found
+    read_chunks: list[int] = field(default_factory=list)  #: a rank
+    mismatches: int = 0
+    missing: int = 0  #: chunks that a restarted worker came too late for
+    waits: int = 0  #: times the scheduler waited for shares to come back to have room
+    losses: list[Loss] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    samples: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+
+    def __post_init__(self) -> None:
+        self.read_chunks = [0] * self.world_size
+
+    def sample(self, operation: str, seconds: float, keys: int) -> None:
+        """Note the time of one batch, as time a chunk."""
+        if keys:
+            self.samples[operation].append(seconds / keys)
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.hits / self.chunks if self.chunks else None
+
+    @property
+    def bytes_in_place(self) -> int:
+        return sum(self.read_chunks) * self.chunk_bytes
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.began
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: the arena after every worker had detached."""
+
+    tally: Tally
+    elapsed_s: float
+    pipe_bytes: int
+    stats: Stats
+    problems: list[str]  #: what verify() found
+
+    @property
+    def shares(self) -> int:
+        return self.stats.reserved + self.stats.held
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the run is not good; empty where it is."""
+        tally = self.tally
+        wanted = tally.chunks * tally.world_size
+        checks = [
+            (tally.finished != tally.requests, f"{tally.finished} of {tally.requests} requests finished"),
+            (sum(tally.read_chunks) != wanted, f"{sum(tally.read_chunks)} of {wanted} chunks read"),
+            (tally.mismatches > 0, f"{tally.mismatches} chunks held wrong bytes"),
+            (self.shares > 0, f"{self.shares} shares outstanding"),
+            (any(loss.left for loss in tally.losses), "shares left on a dead worker's lane after reap()"),
+        ]
+        return [fault for bad, fault in checks if bad] + [f"verify(): {problem}" for problem in self.problems]
+
+
+def report(outcome: Outcome) -> RenderableType:
+    """The report at the end of a run."""
+    facts = make_facts(_report_rows(outcome))
+    times = _times_table(outcome.tally)
+    faults = outcome.faults
+    if faults:
+        verdict = Text("FAILED: " + printable("; ".join(faults)), style="bold red")
+    else:
+        verdict = Text("All good: every chunk right, no share left, the arena is sound.", style="green")
+    return Group(facts, Text(), times, Text(), verdict)
+
+
+def progress(
+    tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: Iterable[int]
+) -> RenderableType:
+    """The live display: how far the run is, the arena, and a line a worker."""
+    elapsed_s = tally.elapsed_s
+    rest_s = elapsed_s / tally.finished * (tally.requests - tally.finished) if tally.finished else None
+    left = "" if rest_s is None else f", {rest_s:.0f} s left"
+    bars = Table.grid(padding=(0, 2, 0, 0))
+    bars.add_row(
+        Text("requests", style="bold"),
+        ProgressBar(tally.requests, tally.finished, width=_BAR_WIDTH),
+        f"{count_text(tally.finished)} of {count_text(tally.requests)}, {elapsed_s:.0f} s{left}",
+    )
+    bars.add_row(
+        Text("arena", style="bold"),
+        ProgressBar(stats.capacity, stats.used_bytes, width=_BAR_WIDTH, finished_style="bar.complete"),
+        f"{size_text(stats.used_bytes)} of {size_text(stats.capacity)}, {plural(stats.objects, 'object')}",
+    )
+    rate = tally.bytes_in_place / elapsed_s if elapsed_s else 0
+    facts = make_facts(
+        [
+            ("hit rate", percent_text(tally.hit_rate)),
+            ("in place", f"{gigabytes_text(tally.bytes_in_place)}, {gigabytes_text(int(rate))} a second"),
+            ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
+            ("evictions", count_text(stats.counters.evictions)),
+            ("deaths", count_text(len(tally.losses))),
+        ]
+    )
+    return Group(bars, Text(), facts, Text(), _workers_table(tally, workers, unfinished))
+
+
+def _workers_table(tally: Tally, workers: Iterable[Worker], unfinished: Iterable[int]) -> Table:
+    numbers = ("rank", "pid", "chunks read", "in place", "requests waiting", "deaths")
+    table = make_table(*numbers, "", right=numbers)
+    for worker, waiting in zip(workers, unfinished, strict=True):
+        chunks = tally.read_chunks[worker.rank]
+        table.add_row(
+            str(worker.rank),
+            str(worker.process.pid),
+            count_text(chunks),
+            gigabytes_text(chunks * tally.chunk_bytes),
+            str(waiting),
+            count_text(sum(loss.rank == worker.rank for loss in tally.losses)),
+            Text("attached", style="green") if worker.ready else Text("starting", style="yellow"),
+        )
+    return table
+
+
+def _report_rows(outcome: Outcome) -> list[tuple[str, str | Text]]:
+    tally = outcome.tally
+    rows: list[tuple[str, str | Text]] = [
+        ("requests", _requests_text(outcome)),
+        ("hit rate", _hits_text(tally)),
+        ("read in place", _in_place_text(outcome)),
+        ("copied between processes", _copied_text(outcome)),
+        ("shares outstanding", count_text(outcome.shares)),
+        ("evictions", _evictions_text(outcome.stats)),
+        ("waited for room", f"{count_text(tally.waits)} times"),
+    ]
+    if tally.losses:
+        rows.append(("workers died", _losses_text(tally)))
+    rows.append(("verify()", "clean" if not outcome.problems else plural(len(outcome.problems), "problem")))
+    return rows
+
+
+def _requests_text(outcome: Outcome) -> str:
+    tally = outcome.tally
+    return (
+        f"{count_text(tally.finished)} of {count_text(tally.requests)} read and verified by each of "
+        f"{plural(tally.world_size, 'worker')}, in {outcome.elapsed_s:.1f} s"
+    )
+
+
+def _hits_text(tally: Tally) -> str:
+    return (
+        f"{percent_text(tally.hit_rate)}: {count_text(tally.hits)} of {count_text(tally.chunks)} chunks; "
+        f"an arena without end would reach {percent_text(tally.best_hit_rate)}"
+    )
+
+
+def _in_place_text(outcome: Outcome) -> str:
+    tally = outcome.tally
+    return (
+        f"{count_text(sum(tally.read_chunks))} chunks, {gigabytes_text(tally.bytes_in_place)}, "
+        f"{gigabytes_text(int(tally.bytes_in_place / outcome.elapsed_s))} a second; "
+        f"every byte compared, {count_text(tally.mismatches)} chunks wrong"
+    )
+
+
+def _copied_text(outcome: Outcome) -> str:
+    return f"0 GB of chunks; the pipes carried keys and answers only, {outcome.pipe_bytes / 1e6:.1f} MB"
+
+
+def _evictions_text(stats: Stats) -> str:
+    return f"{count_text(stats.counters.evictions)} objects, {gigabytes_text(stats.counters.evicted_bytes)}"
+
+
+def _losses_text(tally: Tally) -> str:
+    seconds = [loss.seconds for loss in tally.losses]
+    shares = sum(loss.shares for loss in tally.losses)
+    return (
+        f"{count_text(len(seconds))}, with {plural(shares, 'share')}, which were back after "
+        f"{time_text(float(np.median(seconds)))} (p50), {time_text(max(seconds))} (max); "
+        f"{plural(tally.missing, 'chunk')} had to be written again"
+    )
+
+
+def _times_table(tally: Tally) -> Table:
+    table = make_table("time a chunk", "p50", "p99", "batches", right=("p50", "p99", "batches"))
+    for operation in OPERATIONS:
+        if samples := tally.samples.get(operation):
+            p50, p99 = np.percentile(np.frombuffer(samples), (50, 99))
+            table.add_row(operation, time_text(float(p50)), time_text(float(p99)), count_text(len(samples)))
+    return table
