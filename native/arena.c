@@ -154,8 +154,10 @@ static void leave_lane(struct sc_segment *s)
     struct sc_reaped r = {0};
     if (sc_peek32(&sc_lane(s, s->lane)->incarnation) != s->incarnation || sc_begin(s, s->lock_timeout_us, &r) < 0)
         return; /* others reap it */
-    sc_poke32(&sc_lane(s, s->lane)->pid, 0);
     sc_reap_lane(s, s->lane, &r);
+    sc_poke32(&sc_lane(s, s->lane)->pid, 0);
+    if (sc_load32(&sc_lane(s, s->lane)->role) != SC_ROLE_RANK)
+        sc_store32(&sc_lane(s, s->lane)->role, SC_ROLE_NONE);
     sc_end(s);
 }
 
@@ -197,14 +199,25 @@ int sc_retire(struct sc_segment *s, bool force, uint32_t *pid)
     return 0;
 }
 
+static bool something_to_reap(const struct sc_segment *s)
+{
+    uint32_t incarnation;
+    bool alive = true;
+    if (sc_lock_holder(s, &incarnation, &alive) != SC_NO_SLOT && !alive)
+        return true;
+    for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
+        if (sc_lane_state(s, lane) == SC_LANE_DEAD)
+            return true;
+    return false;
+}
+
 int sc_reap(struct sc_segment *s, struct sc_reaped *r)
 {
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
     *r = (struct sc_reaped){0};
-    rc = sc_begin(s, s->lock_timeout_us, r);
-    if (rc == 0) {
+    if (something_to_reap(s) && (rc = sc_begin(s, s->lock_timeout_us, r)) == 0) {
         sc_reap_dead(s, r);
         sc_end(s);
     }

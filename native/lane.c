@@ -34,11 +34,11 @@ bool sc_lane_held(const struct sc_segment *s, uint32_t lane)
 enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
 {
     const struct sc_lane *l = sc_lane(s, lane);
-    if (sc_load32(&l->role) == SC_ROLE_NONE)
-        return SC_LANE_FREE;
     if (sc_lane_held(s, lane))
         return SC_LANE_ALIVE;
-    return sc_load32(&l->reaped) == sc_load32(&l->incarnation) ? SC_LANE_VACANT : SC_LANE_DEAD;
+    if (sc_load32(&l->reaped) != sc_load32(&l->incarnation))
+        return SC_LANE_DEAD;
+    return sc_load32(&l->role) == SC_ROLE_NONE ? SC_LANE_FREE : SC_LANE_VACANT;
 }
 
 int sc_door_open(struct sc_segment *s, uint64_t timeout_us)
@@ -92,22 +92,15 @@ uint32_t sc_lane_of_rank(const struct sc_segment *s, const struct sc_member *m, 
     return SC_NO_SLOT;
 }
 
-/* Nobody there, and nobody of its group who may still grant to it. */
-static bool reusable(const struct sc_segment *s, uint32_t lane)
-{
-    const struct sc_lane *l = sc_lane(s, lane);
-    if (lane == s->lane || sc_lane_held(s, lane))
-        return false;
-    return sc_load32(&l->role) != SC_ROLE_RANK || !group_lives(s, l);
-}
-
 uint32_t sc_lane_find(const struct sc_segment *s, const struct sc_member *m)
 {
+    /* The lowest first, since evictors look at every lane below the limit. */
     for (uint32_t i = 0; i < s->g.lanes; i++)
-        if (i != s->lane && sc_load32(&sc_lane(s, i)->role) == SC_ROLE_NONE && !sc_lane_held(s, i))
+        if (sc_load32(&sc_lane(s, i)->role) != SC_ROLE_RANK && !sc_lane_held(s, i))
             return i;
+    /* A rank's lane is kept for it as long as somebody of its group may still grant to it. */
     for (uint32_t i = 0; i < s->g.lanes; i++)
-        if (!(sc_load32(&sc_lane(s, i)->role) == SC_ROLE_RANK && same_group(sc_lane(s, i), m)) && reusable(s, i))
+        if (!same_group(sc_lane(s, i), m) && !sc_lane_held(s, i) && !group_lives(s, sc_lane(s, i)))
             return i;
     return SC_NO_SLOT;
 }
@@ -196,8 +189,13 @@ int sc_group_check(struct sc_segment *s, const struct sc_member *m)
     }
     if (other && lives)
         return SC_E_WORLD_SIZE;
-    for (uint32_t i = 0; other && i < sc_lane_limit(s); i++)
-        if (sc_load32(&sc_lane(s, i)->role) > SC_ROLE_PRIVATE && same_group(sc_lane(s, i), m))
-            sc_store32(&sc_lane(s, i)->role, SC_ROLE_NONE);
+    for (uint32_t i = 0; other && i < sc_lane_limit(s); i++) {
+        struct sc_lane *l = sc_lane(s, i);
+        if (sc_load32(&l->role) <= SC_ROLE_PRIVATE || !same_group(l, m))
+            continue;
+        /* A later incarnation makes it a dead lane: shares granted to ranks that never came are reaped. */
+        sc_store32(&l->incarnation, sc_load32(&l->incarnation) + 1);
+        sc_store32(&l->role, SC_ROLE_NONE);
+    }
     return 0;
 }

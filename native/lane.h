@@ -34,7 +34,7 @@ int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
 /* In the door: the lane set aside for a rank of m's group, or SC_NO_SLOT. */
 uint32_t sc_lane_of_rank(const struct sc_segment *s, const struct sc_member *m, uint32_t rank);
 
-/* In the door: finds a lane for a rank that has none. SC_NO_SLOT where every lane is taken. */
+/* In the door: a lane that nobody lives in. SC_NO_SLOT where every lane is taken. */
 uint32_t sc_lane_find(const struct sc_segment *s, const struct sc_member *m);
 /* In the door, the row of shares being empty: sets the lane aside for the rank. */
 void sc_lane_assign(struct sc_segment *s, uint32_t lane, const struct sc_member *m, uint32_t rank);

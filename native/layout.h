@@ -24,8 +24,9 @@
  *   header.lock               any lane, by compare-and-swap from 0 or from a dead holder to itself;
  *                             the holder back to 0
  *   header.index_seq .. free_slots, index, slot_map, block_map, owners, layouts: arena lock
- *   header.lane_limit, lane identity (role .. command): the holder of the door (see lane.h)
- *   lane.incarnation          whoever holds the lane's byte, while it holds the door
+ *   header.lane_limit, lane identity (role .. command): the holder of the door (see lane.h); role and pid also
+ *                             the lane itself when it closes
+ *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
  *   lane.reaped               arena lock; the lane itself when it closes
  *   lane.detached             arena lock
  *   lane.counters             that lane

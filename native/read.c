@@ -21,7 +21,7 @@ void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32
 
 void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool temporary, struct sc_ref *ref)
 {
-    *ref = (struct sc_ref){o->block * s->g.block_size, o->nbytes, o->slot, o->generation, o->layout, temporary};
+    *ref = (struct sc_ref){o->block * s->g.block_size, o->nbytes, o->slot, o->generation, o->layout, temporary, SC_OK};
 }
 
 /* The status of a key without a share, and its slot. */
@@ -131,8 +131,8 @@ static enum sc_status take(struct sc_segment *s, const struct sc_key *k, struct 
     return SC_NOT_FOUND;
 }
 
-int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, bool prefix,
-                bool again, int8_t *status, struct sc_ref *refs)
+int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int flags,
+                struct sc_ref *refs)
 {
     int rc = sc_enter(s);
     if (rc < 0)
@@ -146,19 +146,19 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
         if (go)
             sc_keys_load(s, &keys, from, m, k);
         for (uint32_t i = 0; i < m; i++) {
-            int8_t *st = &status[from + i];
+            struct sc_ref *ref = &refs[from + i];
             slots[i] = SC_NO_SLOT;
-            if (again && *st != SC_IN_FLIGHT)
+            if (flags & SC_AGAIN && ref->status != SC_IN_FLIGHT)
                 continue;
-            *st = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
+            ref->status = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
             if (!go)
                 continue;
-            *st = (int8_t)take(s, &k[i], &refs[from + i], &slots[i], &claims);
-            hits += *st == SC_OK;
-            misses += *st != SC_OK && !again;
-            if (*st != SC_OK) {
+            ref->status = (uint16_t)take(s, &k[i], ref, &slots[i], &claims);
+            hits += ref->status == SC_OK;
+            misses += ref->status != SC_OK && !(flags & SC_AGAIN);
+            if (ref->status != SC_OK) {
                 slots[i] = SC_NO_SLOT;
-                go = !prefix;
+                go = !(flags & SC_PREFIX);
             }
         }
         sc_touch(s, slots, m, from);
@@ -180,14 +180,14 @@ void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation)
     sc_end(s);
 }
 
-int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, const int8_t *status, uint32_t n)
+int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
 {
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
     int64_t released = 0;
     for (uint32_t i = 0; i < n; i++) {
-        if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
+        if (refs[i].status != SC_OK || refs[i].slot >= s->g.slots)
             continue;
         released += sc_share_release(s, refs[i].slot, refs[i].generation);
         if (refs[i].temporary)

@@ -43,10 +43,12 @@ struct sc_config {
     uint8_t boot_id[16];
 };
 
-/* An object that was reserved or read. offset counts from the start of the payload. */
+/* What became of a key that was to be reserved or read, and its object where status is SC_OK. offset counts from the
+ * start of the payload. batch.py knows that offset and nbytes come first, that status is last, and the size. */
 struct sc_ref {
     uint64_t offset, nbytes;
-    uint32_t slot, generation, layout, temporary;
+    uint32_t slot, generation, layout;
+    uint16_t temporary, status;
 };
 
 struct sc_reaped { uint64_t lanes, shares, writes, lock; };
@@ -95,16 +97,17 @@ void sc_door_close(struct sc_segment *s);
 
 /* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. */
 int64_t sc_reserve_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, int8_t *status,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary,
                          struct sc_ref *refs);
+/* Of refs, those whose status is SC_OK. Others get their own status again. */
 int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status);
 int64_t sc_abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
 int64_t sc_finish_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                         uint32_t ranks, int8_t *status);
 int64_t sc_abort_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                        int8_t *status);
-int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payload, const char *data, uint64_t nbytes,
-               int8_t *status);
+int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payload, const char *data,
+               uint64_t nbytes, int8_t *status);
 int64_t sc_delete(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, bool force,
                   int8_t *status);
 int64_t sc_evict(struct sc_segment *s, uint64_t nbytes);
@@ -118,11 +121,12 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *keys, uint32_t width, co
                       int8_t *status);
 int64_t sc_reserve_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                         uint32_t ranks, int8_t *status);
-/* again: only the keys whose status is SC_IN_FLIGHT are tried. prefix: stops at the first key that is not SC_OK and
- * leaves those behind it SC_IN_FLIGHT. */
-int64_t sc_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, bool prefix,
-                bool again, int8_t *status, struct sc_ref *refs);
-int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, const int8_t *status, uint32_t n);
+/* SC_AGAIN: only the keys whose status is SC_IN_FLIGHT are tried. SC_PREFIX: stops at the first key that is not SC_OK
+ * and leaves those behind it SC_IN_FLIGHT. */
+enum sc_read_flags { SC_PREFIX = 1, SC_AGAIN = 2 };
+int64_t sc_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, int flags,
+                struct sc_ref *refs);
+int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n);
 int64_t sc_finish_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                        int8_t *status);
 int64_t sc_cancel_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,

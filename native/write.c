@@ -96,26 +96,27 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
 static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
 
 /* Memory for what was reserved, without the lock. If the kernel has none, all of it is given back. */
-static int back_all(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status)
+static int back_all(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint64_t block = refs[i].offset / s->g.block_size;
         uint64_t blocks = (refs[i].nbytes + s->g.block_size - 1) / s->g.block_size;
-        if (status[i] != SC_OK || sc_back(s, block, blocks) == 0)
+        if (refs[i].status != SC_OK || sc_back(s, block, blocks) == 0)
             continue;
         int error = errno;
-        abort_refs(s, refs, n, status);
+        abort_refs(s, refs, n, NULL);
         errno = error;
         return SC_E_MEMORY;
     }
     return 0;
 }
 
-/* Runs f on every key under the arena lock, which is let go and taken again every SC_HOLD keys. Where it cannot be
- * had the first time that is the result; later, the keys that are left are SC_LOCKED. */
+/* Runs f on every key under the arena lock, which is let go and taken again every SC_HOLD keys; f keeps and gives
+ * the key's status. Where the lock cannot be had the first time that is the result; later, f gets no key for those
+ * that are left, and they are SC_LOCKED. */
 typedef enum sc_status (*sc_change)(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg);
 
-static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, int8_t *status, sc_change f, void *arg)
+static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, sc_change f, void *arg)
 {
     struct sc_key k[SC_CHUNK];
     struct sc_reaped r = {0};
@@ -128,8 +129,8 @@ static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, int8
         for (uint32_t at = from; at < end; at++) {
             if (rc == 0 && (at - from) % SC_CHUNK == 0)
                 sc_keys_load(s, keys, at, sc_chunk_of(at, end), k);
-            status[at] = (int8_t)(rc < 0 ? SC_LOCKED : f(s, &k[(at - from) % SC_CHUNK], at, arg));
-            ok += status[at] == SC_OK;
+            enum sc_status st = f(s, rc < 0 ? NULL : &k[(at - from) % SC_CHUNK], at, arg);
+            ok += st == SC_OK;
         }
         if (rc < 0 && from == 0)
             return rc;
@@ -151,7 +152,8 @@ static enum sc_status visit_reserve(struct sc_segment *s, const struct sc_key *k
     struct demands *all = arg;
     uint32_t i = all->each ? at : 0;
     struct demand d = {all->nbytes[i], all->layouts[i], all->temporary};
-    enum sc_status st = reserve(s, k, &d, at, &all->reaped, &all->refs[at]);
+    enum sc_status st = k ? reserve(s, k, &d, at, &all->reaped, &all->refs[at]) : SC_LOCKED;
+    all->refs[at].status = (uint16_t)st;
     sc_tally(s, SC_no_space, st == SC_NO_SPACE);
     return st;
 }
@@ -167,7 +169,7 @@ static void rebuild_index(struct sc_segment *s)
 }
 
 int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, int8_t *status,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary,
                          struct sc_ref *refs)
 {
     int rc = sc_enter(s);
@@ -175,12 +177,12 @@ int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width,
         return rc;
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
     struct demands d = {nbytes, layouts, each, temporary, false, refs};
-    int64_t ok = under_lock(s, &keys, status, visit_reserve, &d);
+    int64_t ok = under_lock(s, &keys, visit_reserve, &d);
     if (ok >= 0) {
         sc_tally(s, SC_reservations, (uint64_t)ok);
         if (sc_index_crowded(s))
             rebuild_index(s);
-        rc = back_all(s, refs, n, status);
+        rc = back_all(s, refs, n);
     }
     sc_leave(s);
     return rc < 0 ? rc : ok;
@@ -249,6 +251,7 @@ int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, 
         return rc;
     int64_t ok = 0;
     for (uint32_t i = 0; i < n; i++) {
+        status[i] = (int8_t)refs[i].status;
         if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
             continue;
         status[i] = (int8_t)publish(s, refs[i].slot, refs[i].generation, ranks);
@@ -266,13 +269,16 @@ static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t 
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; i < n; i++) {
-        if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
-            continue;
-        uint64_t state = sc_load(&sc_slot(s, refs[i].slot)->state);
-        status[i] = (int8_t)not_writing(s, state, refs[i].generation);
-        if (status[i] == SC_OK || own_and_detached(s, state, refs[i].generation))
-            sc_abort(s, refs[i].slot, state);
-        aborted += status[i] == SC_OK;
+        enum sc_status st = (enum sc_status)refs[i].status;
+        if (st == SC_OK && refs[i].slot < s->g.slots) {
+            uint64_t state = sc_load(&sc_slot(s, refs[i].slot)->state);
+            st = not_writing(s, state, refs[i].generation);
+            if (st == SC_OK || own_and_detached(s, state, refs[i].generation))
+                sc_abort(s, refs[i].slot, state);
+            aborted += st == SC_OK;
+        }
+        if (status)
+            status[i] = (int8_t)st;
     }
     sc_end(s);
     sc_tally(s, SC_aborts, (uint64_t)aborted);
@@ -362,19 +368,18 @@ int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payl
 {
     struct sc_ref ref;
     uint32_t plain = 0;
-    int64_t rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, status, &ref);
+    int64_t rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, &ref);
+    *status = (int8_t)ref.status;
     if (rc <= 0)
         return rc;
     memcpy(payload + ref.offset, data, nbytes);
     return sc_publish(s, &ref, 1, 0, status);
 }
 
-struct deletion { bool force, reaped; };
+struct deletion { bool force, reaped; int8_t *status; };
 
-static enum sc_status visit_delete(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg)
+static enum sc_status delete_key(struct sc_segment *s, const struct sc_key *k, struct deletion *d)
 {
-    (void)at;
-    struct deletion *d = arg;
     struct sc_reaped r = {0};
     uint64_t state;
     for (;;) {
@@ -390,6 +395,14 @@ static enum sc_status visit_delete(struct sc_segment *s, const struct sc_key *k,
     }
 }
 
+static enum sc_status visit_delete(struct sc_segment *s, const struct sc_key *k, uint32_t at, void *arg)
+{
+    struct deletion *d = arg;
+    enum sc_status st = k ? delete_key(s, k, d) : SC_LOCKED;
+    d->status[at] = (int8_t)st;
+    return st;
+}
+
 int64_t sc_delete(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, bool force,
                   int8_t *status)
 {
@@ -397,8 +410,8 @@ int64_t sc_delete(struct sc_segment *s, const char *data, uint32_t width, const 
     if (rc < 0)
         return rc;
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    struct deletion d = {force, false};
-    int64_t ok = under_lock(s, &keys, status, visit_delete, &d);
+    struct deletion d = {force, false, status};
+    int64_t ok = under_lock(s, &keys, visit_delete, &d);
     sc_tally(s, SC_deletes, ok > 0 ? (uint64_t)ok : 0);
     sc_leave(s);
     return ok;

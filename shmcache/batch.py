@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from shmcache import errors
-from shmcache._binding import ffi, lib
+from shmcache._binding import ffi, lib, new
 from shmcache._keys import Packed
 from shmcache.attachment import Attachment
 from shmcache.config import check_extra_count
@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["ReadBatch", "WriteBatch"]
 
 
+_REF_BYTES: Final = ffi.sizeof("struct sc_ref")
+_REF_STATUS: Final = ffi.offsetof("struct sc_ref", "status")
+
+
+def codes_of(refs: Any) -> bytes:
+    """The status in each ``struct sc_ref``, one byte a key."""
+    raw: bytes = ffi.buffer(refs)[:]
+    return raw[_REF_STATUS::_REF_BYTES]
+
+
 class _Batch:
     """Keys, their statuses, and the memory of those that are OK."""
 
-    __slots__ = ("__weakref__", "_attachment", "_codes", "_loan", "_ok", "_open", "_packed", "_refs")
+    __slots__ = ("__weakref__", "_attachment", "_loan", "_ok", "_open", "_packed", "_refs")
 
-    def __init__(self, attachment: Attachment, packed: Packed, codes: Any, refs: Any, ok: int) -> None:
+    def __init__(self, attachment: Attachment, packed: Packed, refs: Any, ok: int) -> None:
         self._attachment = attachment
         self._packed = packed
-        self._codes = codes
         self._refs = refs
         self._ok = ok
         self._loan: Loan | None = None
@@ -54,7 +63,7 @@ class _Batch:
         """One a key, as the call that made this batch found it."""
         if self._ok == len(self):
             return [OK] * self._ok
-        return statuses(ffi.buffer(self._codes)[:])
+        return statuses(codes_of(self._refs))
 
     @property
     def views(self) -> list[memoryview | None]:
@@ -80,20 +89,23 @@ class _Batch:
         if not self._open:
             raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
         if self._loan is None:
-            self._loan = Loan(self._attachment.payload(writable=self._writable()), self._spans())
+            self._loan = Loan(self._attachment.payload(writable=self._writable()), self._spans(), self._ok)
         return self._loan
 
     def _spans(self) -> list[slice | None]:
-        # A struct sc_ref is four words, the first two offset and nbytes.
-        words = np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, 4)
+        if self._ok == len(self) == 1:  # the common read of one key needs no numpy
+            ref = self._refs[0]
+            return [slice(ref.offset, ref.offset + ref.nbytes)]
+        # The first two words of a struct sc_ref are offset and nbytes.
+        words = np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, _REF_BYTES // 8)
         spans: list[slice | None] = list(map(slice, words[:, 0].tolist(), (words[:, 0] + words[:, 1]).tolist()))
         if self._ok == len(self):
             return spans
-        return [None if code else span for code, span in zip(self._codes, spans, strict=True)]
+        return [None if code else span for code, span in zip(codes_of(self._refs), spans, strict=True)]
 
     def _layouts(self) -> list[Layout | None]:
-        get, codes = self._attachment.layout_of, self._codes
-        return [get(ref) if codes[i] == 0 else None for i, ref in enumerate(self._refs)]
+        get = self._attachment.layout_of
+        return [get(ref) if ref.status == OK else None for ref in self._refs]
 
 
 class ReadBatch(_Batch):
@@ -110,7 +122,7 @@ class ReadBatch(_Batch):
         """How many leading keys are OK."""
         if self._ok == len(self):
             return self._ok
-        return next(i for i, code in enumerate(self._codes) if code)
+        return next(i for i, code in enumerate(codes_of(self._refs)) if code)
 
     def release(self) -> None:
         """Gives the shares back and makes the views unusable. Again: nothing.
@@ -129,7 +141,7 @@ class ReadBatch(_Batch):
                     "alive, so its shares are kept; drop it (del), then release again"
                 )
             self._loan = None
-        lib.sc_release(self._attachment.handle, self._refs, self._codes, len(self))
+        lib.sc_release(self._attachment.handle, self._refs, self._packed[3])
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +159,7 @@ class ReadBatch(_Batch):
             self._attachment.release_later(self)
 
     def __del__(self) -> None:
-        if getattr(self, "_open", False):
+        if self._open:
             self._attachment.release_later(self)
 
     def _writable(self) -> bool:
@@ -164,8 +176,8 @@ class WriteBatch(_Batch):
 
     __slots__ = ("_lock",)
 
-    def __init__(self, attachment: Attachment, packed: Packed, codes: Any, refs: Any, ok: int) -> None:
-        super().__init__(attachment, packed, codes, refs, ok)
+    def __init__(self, attachment: Attachment, packed: Packed, refs: Any, ok: int) -> None:
+        super().__init__(attachment, packed, refs, ok)
         self._lock = threading.Lock()
 
     def publish(self) -> list[Status]:
@@ -195,7 +207,7 @@ class WriteBatch(_Batch):
             self.abort()
 
     def __del__(self) -> None:
-        if not getattr(self, "_open", False) or self._ok == 0 or self._attachment.closed:
+        if not self._open or self._ok == 0 or self._attachment.closed:
             return
         warnings.warn(
             f"a WriteBatch of {self._ok} objects of arena {self._attachment.name!r} was dropped unfinished, and is "
@@ -204,14 +216,13 @@ class WriteBatch(_Batch):
             stacklevel=2,
             source=self,
         )
-        lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), self._codes)
+        lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
 
     def _publish(self, ranks: int) -> list[Status]:
         return self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
 
     def _finish(self, how: Any) -> list[Status]:
-        codes = ffi.new("int8_t[]", len(self))
-        ffi.memmove(codes, self._codes, len(self))
+        codes = new("int8_t[]", len(self))
         with self._lock:
             if not self._open:
                 raise errors.ClosedError("WriteBatch: it was published or aborted already")

@@ -6,16 +6,15 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-import numpy as np
 
 from shmcache import errors, snapshot
 from shmcache._binding import ffi, lib, new
 from shmcache._keys import BytesLike, Keys, Packed, pack
 from shmcache.attachment import Attachment
-from shmcache.batch import ReadBatch, WriteBatch
+from shmcache.batch import ReadBatch, WriteBatch, codes_of
 from shmcache.config import check_extra_count, shown
 from shmcache.layout import MAX_NBYTES, Layout
 from shmcache.stats import ReapReport, Stats
@@ -33,6 +32,9 @@ _LONG_NAP_S: Final = 0.002
 _REAP_S: Final = 0.05  #: how often a read that waits looks for dead writers
 _IN_FLIGHT: Final = int(Status.IN_FLIGHT)
 _NOT_FOUND: Final = int(Status.NOT_FOUND)
+_PREFIX: Final = int(lib.SC_PREFIX)
+_REFS: Final = ffi.typeof("struct sc_ref[]")
+_CODES: Final = ffi.typeof("int8_t[]")
 _REPORT_BYTES: Final = 1 << 20  #: of verify
 
 
@@ -95,23 +97,13 @@ class Cache:
         if not isinstance(temporary, bool):
             raise TypeError(f"temporary: expected bool, got {shown(temporary)}")
         nbytes, layouts, each = self._demand(layout, n)
-        codes, refs = new("int8_t[]", n), ffi.new("struct sc_ref[]", n)
+        refs = new(_REFS, n)
         ok = self._check(
             lib.sc_reserve_write(
-                self._handle,
-                _data(packed),
-                packed[1],
-                _ends(packed),
-                n,
-                nbytes,
-                layouts,
-                each,
-                temporary,
-                codes,
-                refs,
+                self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, refs
             )
         )
-        return WriteBatch(self._attachment, packed, codes, refs, ok)
+        return WriteBatch(self._attachment, packed, refs, ok)
 
     def finish_write(self, keys: Keys) -> list[Status]:
         """Publishes what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
@@ -139,7 +131,7 @@ class Cache:
         nbytes = len(source)
         if nbytes == 0:
             raise ValueError("data: expected at least 1 byte, got none")
-        codes = new("int8_t[]", 1)
+        codes = new(_CODES, 1)
         self._check(
             lib.sc_put(self._handle, packed[0], packed[1], self._attachment.write_address(), source, nbytes, codes)
         )
@@ -172,14 +164,14 @@ class Cache:
         """
         packed = pack(keys)
         n = packed[3]
-        codes, refs = new("int8_t[]", n), ffi.new("struct sc_ref[]", n)
-        ok = lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, prefix, False, codes, refs)
+        refs = new(_REFS, n)
+        ok = lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, _PREFIX if prefix else 0, refs)
         if ok != n:
             self._check(ok)
-            ok += self._read_on(packed, prefix, _check_wait(wait_s), codes, refs)
+            ok += self._read_on(packed, prefix, _check_wait(wait_s), refs)
         if self._attachment.orphans:
             self._attachment.release_orphans()
-        return ReadBatch(self._attachment, packed, codes, refs, ok)
+        return ReadBatch(self._attachment, packed, refs, ok)
 
     def finish_read(self, keys: Keys) -> list[Status]:
         """Gives back one own reserved share unread: OK, NO_SHARE (there is none), NOT_FOUND."""
@@ -280,27 +272,28 @@ class Cache:
     def _each(self, function: Any, keys: Keys, *args: int) -> list[Status]:
         packed = pack(keys)
         n = packed[3]
-        codes = new("int8_t[]", n)
+        codes = new(_CODES, n)
         ok = function(self._handle, _data(packed), packed[1], _ends(packed), n, *args, codes)
         if ok == n:
             return [OK] * n
         self._check(ok)
         return statuses(ffi.buffer(codes)[:])
 
-    def _read_on(self, packed: Packed, prefix: bool, wait_s: float, codes: Any, refs: Any) -> int:
+    def _read_on(self, packed: Packed, prefix: bool, wait_s: float, refs: Any) -> int:
         """The rest of a read that did not find all: waits for writers, and settles what lies behind a gap."""
-        data, ends = _data(packed), _ends(packed)
+        data, ends, flags = _data(packed), _ends(packed), lib.SC_AGAIN | (_PREFIX if prefix else 0)
         deadline = time.monotonic() + wait_s
         nap, reap_at, found = _NAP_S, time.monotonic() + _REAP_S, 0
-        while wait_s > 0 and time.monotonic() < deadline and _waits(codes, prefix):
+        while wait_s > 0 and time.monotonic() < deadline and _waits(refs, prefix):
             time.sleep(min(nap, max(0.0, deadline - time.monotonic())))
             nap = min(2 * nap, _LONG_NAP_S)
             if time.monotonic() > reap_at:
-                self.reap()
+                with suppress(errors.ArenaBusyError):  # a stopped lock holder stops no reader
+                    self.reap()
                 reap_at = time.monotonic() + _REAP_S
-            found += self._check(lib.sc_read(self._handle, data, packed[1], ends, packed[3], prefix, True, codes, refs))
+            found += self._check(lib.sc_read(self._handle, data, packed[1], ends, packed[3], flags, refs))
         if prefix:
-            _settle(codes)
+            _settle(refs)
         return found
 
     def _demand(self, layout: LayoutLike | Sequence[LayoutLike], n: int) -> tuple[Any, Any, bool]:
@@ -342,17 +335,18 @@ def _check_wait(wait_s: float) -> float:
     return float(wait_s)
 
 
-def _waits(codes: Any, prefix: bool) -> bool:
+def _waits(refs: Any, prefix: bool) -> bool:
     """Whether a key is in flight that a read may wait for: with prefix, only the first that is not OK."""
-    found = ffi.buffer(codes)[:]
+    found = codes_of(refs)
     if not prefix:
         return _IN_FLIGHT in found
     return next((code for code in found if code), None) == _IN_FLIGHT
 
 
-def _settle(codes: Any) -> None:
+def _settle(refs: Any) -> None:
     """Behind the first miss of a prefix nothing was looked at: NOT_FOUND."""
-    found = np.frombuffer(ffi.buffer(codes), np.int8)
-    missed = np.flatnonzero(found)
-    if len(missed):
-        found[missed[0] + 1 :] = _NOT_FOUND
+    missed = False
+    for ref in refs:
+        if missed:
+            ref.status = _NOT_FOUND
+        missed = missed or ref.status != OK

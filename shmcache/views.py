@@ -18,6 +18,8 @@ from shmcache.layout import Layout
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+_UINT8 = np.dtype(np.uint8)
+
 #: References to an object that has one owner, as sys.getrefcount sees them when the owner asks.
 ALONE = 2
 
@@ -37,15 +39,16 @@ def _unreleased(view: memoryview) -> bool:
 
 class Loan:
     """The memory of one batch, as views, arrays and tensors. ``spans``: a slice of the payload, in bytes, a key,
-    or None where the batch has no memory for it."""
+    or None where the batch has no memory for it; ``lent`` of them are slices."""
 
-    __slots__ = ("_base", "_root", "_spans", "_views")
+    __slots__ = ("_base", "_lent", "_root", "_spans", "_views")
 
-    def __init__(self, payload: memoryview, spans: list[slice | None]) -> None:
+    def __init__(self, payload: memoryview, spans: list[slice | None], lent: int) -> None:
         # The first array over its memory, so that every array made from it names it as its base.
-        self._base: npt.NDArray[np.uint8] = np.frombuffer(payload, np.uint8)
+        self._base: npt.NDArray[np.uint8] = np.frombuffer(payload, _UINT8)
         self._root: memoryview | None = None
         self._views: list[memoryview | None] = []
+        self._lent = lent
         self._spans = spans
 
     @property
@@ -72,17 +75,17 @@ class Loan:
 
     def in_use(self) -> bool:
         """Whether an array, a tensor or a slice of a view is alive. The views themselves do not count."""
-        if self._root is None:
+        root = self._root
+        if root is None:
             return sys.getrefcount(self._base) > ALONE
-        return sys.getrefcount(self._base) > ALONE + 1 or self._sliced(self._root)
-
-    def _sliced(self, root: memoryview) -> bool:
+        if sys.getrefcount(self._base) > ALONE + 1:
+            return True
         shared = managed_buffer(root)
-        own = [root, *(view for view in self._views if view is not None)]
-        if sys.getrefcount(shared) <= ALONE + len(own):
-            return False
-        # There are more memoryviews than ours. Those that somebody released, but still names, do not count.
-        ours = set(map(id, own))
+        return sys.getrefcount(shared) > ALONE + 1 + self._lent and self._others_live(shared)
+
+    def _others_live(self, shared: Any) -> bool:
+        """There are more memoryviews than ours. Those that somebody released, but still names, do not count."""
+        ours = {id(view) for view in (self._root, *self._views)}
         others = (obj for obj in gc.get_referrers(shared) if isinstance(obj, memoryview))
         return any(_unreleased(view) for view in others if id(view) not in ours)
 
