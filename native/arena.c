@@ -113,6 +113,17 @@ static int set_ranks_aside(struct sc_segment *s, const struct sc_member *m, stru
     return 0;
 }
 
+/* Under the arena lock. A close is a death that leaves nothing: the lane reaps itself. */
+static void vacate(struct sc_segment *s, struct sc_reaped *r)
+{
+    struct sc_lane *l = sc_lane(s, s->lane);
+    sc_reap_lane(s, s->lane, r);
+    sc_poke32(&l->pid, 0);
+    if (sc_load32(&l->role) != SC_ROLE_RANK)
+        sc_store32(&l->role, SC_ROLE_NONE);
+    sc_store32(&l->reaped, s->incarnation);
+}
+
 static int join_in_door(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
 {
     struct sc_reaped r = {0};
@@ -128,6 +139,8 @@ static int join_in_door(struct sc_segment *s, const struct sc_member *m, uint32_
     if (!expected)
         sc_reap_lane(s, s->lane, &r);
     rc = set_ranks_aside(s, m, &r);
+    if (rc < 0)
+        vacate(s, &r);
     sc_end(s);
     return rc;
 }
@@ -148,16 +161,12 @@ int sc_join(struct sc_segment *s, const char *group, uint32_t group_bytes, int32
     return rc;
 }
 
-/* A close is a death that leaves nothing: the lane reaps itself. */
 static void leave_lane(struct sc_segment *s)
 {
     struct sc_reaped r = {0};
     if (sc_peek32(&sc_lane(s, s->lane)->incarnation) != s->incarnation || sc_begin(s, s->lock_timeout_us, &r) < 0)
         return; /* others reap it */
-    sc_reap_lane(s, s->lane, &r);
-    sc_poke32(&sc_lane(s, s->lane)->pid, 0);
-    if (sc_load32(&sc_lane(s, s->lane)->role) != SC_ROLE_RANK)
-        sc_store32(&sc_lane(s, s->lane)->role, SC_ROLE_NONE);
+    vacate(s, &r);
     sc_end(s);
 }
 

@@ -187,7 +187,7 @@ int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
         return rc;
     int64_t released = 0;
     for (uint32_t i = 0; i < n; i++) {
-        if (refs[i].status != SC_OK || refs[i].slot >= s->g.slots)
+        if (refs[i].status != SC_OK || refs[i].nbytes == 0 || refs[i].slot >= s->g.slots)
             continue;
         released += sc_share_release(s, refs[i].slot, refs[i].generation);
         if (refs[i].temporary)

@@ -33,9 +33,9 @@ void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
     struct sc_reaped before = *r;
     take_shares(s, lane, r);
     take_writes(s, lane, r);
-    sc_store32(&sc_lane(s, lane)->reaped, incarnation);
     if (lane == s->lane)
-        return;
+        return; /* alive: what it leaves is yet to come */
+    sc_store32(&sc_lane(s, lane)->reaped, incarnation);
     sc_tally(s, SC_reaped_shares, r->shares - before.shares);
     sc_tally(s, SC_reaped_writes, r->writes - before.writes);
 }

@@ -18,7 +18,7 @@
 int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r);
 void sc_end(struct sc_segment *s);
 
-/* Takes back all that a lane has: shares, writes. */
+/* Takes back all that a lane has: shares, writes. Another's lane counts as reaped then. */
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
 /* The same for every lane that is dead and not reaped. False: there was none. */
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);

@@ -81,21 +81,30 @@ bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32
     return true;
 }
 
+/* What stops an eviction in a word, without or with the taking of reserved shares. */
+static bool stops(uint64_t word, uint32_t generation, bool revoke)
+{
+    return sc_generation(word) == generation && (sc_held(word) || (sc_reserved(word) && !revoke));
+}
+
 bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool revoke, uint64_t *revoked)
 {
     /* The limit is read after the mark: a lane that raised it later looks at the state word later still. */
     uint32_t limit = sc_lane_limit(s);
-    for (uint32_t lane = 0; lane < limit; lane++) {
+    for (uint32_t lane = 0; lane < limit; lane++)
+        if (stops(sc_load(sc_share(s, lane, slot)), generation, revoke))
+            return true;
+    /* Only now, when nothing else is in the way, are reserved shares taken. */
+    for (uint32_t lane = 0; revoke && lane < limit; lane++) {
         sc_word *w = sc_share(s, lane, slot);
         uint64_t word = sc_load(w);
-        while (sc_generation(word) == generation && (word & 0xffffffff)) {
-            if (sc_held(word) || !revoke)
-                return true;
+        while (sc_generation(word) == generation && sc_reserved(word) && !sc_held(word))
             if (sc_cas(w, &word, sc_share_word(generation, 0, 0))) {
                 *revoked += sc_reserved(word);
                 break;
             }
-        }
+        if (stops(word, generation, true))
+            return true;
     }
     return false;
 }

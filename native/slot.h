@@ -47,16 +47,24 @@ static inline uint64_t sc_mix(uint64_t a, uint64_t b)
     return (uint64_t)p ^ (uint64_t)(p >> 64);
 }
 
+/* In the way of wyhash: two words a multiplication. */
 static inline void sc_key_load(struct sc_key *k, const void *data, uint32_t bytes, uint64_t seed)
 {
-    uint32_t words = (bytes + 7) / 8;
-    k->words[words - 1] = 0;
-    memcpy(k->words, data, bytes);
+    const uint8_t *from = data;
+    uint32_t words = (bytes + 7) / 8, whole = bytes / 8;
+    for (uint32_t i = 0; i < whole; i++)
+        memcpy(&k->words[i], from + 8 * i, 8);
+    if (words > whole) {
+        k->words[whole] = 0;
+        memcpy(&k->words[whole], from + 8 * whole, bytes % 8);
+    }
+    uint64_t h = seed ^ bytes;
+    for (uint32_t i = 0; i + 1 < words; i += 2)
+        h = sc_mix(k->words[i] ^ UINT64_C(0xa0761d6478bd642f), k->words[i + 1] ^ h ^ UINT64_C(0xe7037ed1a0b428db));
+    if (words % 2)
+        h = sc_mix(k->words[words - 1] ^ UINT64_C(0x8ebc6af09c88c6e3), h ^ UINT64_C(0x589965cc75374cc3));
+    k->hash = sc_mix(h ^ UINT64_C(0x1d8e4e27c47d124f), UINT64_C(0x9e3779b97f4a7c15));
     k->bytes = bytes;
-    uint64_t h = seed ^ sc_mix(bytes + UINT64_C(0xa0761d6478bd642f), UINT64_C(0xe7037ed1a0b428db));
-    for (uint32_t i = 0; i < words; i++)
-        h = sc_mix(k->words[i] ^ UINT64_C(0x8ebc6af09c88c6e3), h ^ UINT64_C(0x589965cc75374cc3));
-    k->hash = sc_mix(h, UINT64_C(0x1d8e4e27c47d124f));
 }
 
 /* Valid only if the generation is the same before and after. */

@@ -270,7 +270,7 @@ static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t 
         return rc;
     for (uint32_t i = 0; i < n; i++) {
         enum sc_status st = (enum sc_status)refs[i].status;
-        if (st == SC_OK && refs[i].slot < s->g.slots) {
+        if (st == SC_OK && refs[i].nbytes && refs[i].slot < s->g.slots) {
             uint64_t state = sc_load(&sc_slot(s, refs[i].slot)->state);
             st = not_writing(s, state, refs[i].generation);
             if (st == SC_OK || own_and_detached(s, state, refs[i].generation))
@@ -366,14 +366,20 @@ int64_t sc_abort_write(struct sc_segment *s, const char *data, uint32_t width, c
 int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payload, const char *data, uint64_t nbytes,
                int8_t *status)
 {
-    struct sc_ref ref;
-    uint32_t plain = 0;
-    int64_t rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, &ref);
-    *status = (int8_t)ref.status;
-    if (rc <= 0)
+    /* Inside for the whole of the copy, so that a close waits for it. */
+    int64_t rc = sc_enter(s);
+    if (rc < 0)
         return rc;
-    memcpy(payload + ref.offset, data, nbytes);
-    return sc_publish(s, &ref, 1, 0, status);
+    struct sc_ref ref = {0};
+    uint32_t plain = 0;
+    rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, &ref);
+    *status = (int8_t)ref.status;
+    if (rc > 0) {
+        memcpy(payload + ref.offset, data, nbytes);
+        rc = sc_publish(s, &ref, 1, 0, status);
+    }
+    sc_leave(s);
+    return rc;
 }
 
 struct deletion { bool force, reaped; int8_t *status; };

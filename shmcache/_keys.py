@@ -54,14 +54,12 @@ def pack(keys: Keys) -> Packed:
     return _pack_mixed(keys, data, lengths)
 
 
-def unpack(keys: Keys) -> list[bytes]:
-    """The same keys, each as bytes. Of ``keys`` that :func:`pack` has accepted."""
-    if isinstance(keys, np.ndarray):
-        data, width = keys.tobytes(), keys.shape[1]
-        return [data[i : i + width] for i in range(0, len(data), width)]
-    if list(map(type, keys)).count(bytes) == len(keys):
-        return list(keys)  # type: ignore[arg-type] # all of them are bytes, and that at a quarter of the cost
-    return list(map(bytes, keys))
+def unpack(packed: Packed) -> list[bytes]:
+    """The keys that :func:`pack` took, each as bytes."""
+    data, width, ends, n = packed
+    joined = data if isinstance(data, bytes) else data.tobytes()
+    stops = [width * (i + 1) for i in range(n)] if ends is None else ends.tolist()
+    return [joined[start:stop] for start, stop in zip((0, *stops), stops, strict=False)]
 
 
 def _pack_mixed(keys: Sequence[BytesLike], data: bytes, lengths: list[int]) -> Packed:

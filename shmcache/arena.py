@@ -40,7 +40,7 @@ def attach(
     """Attaches this process to the arena ``name``, by a lane of its own.
 
     ``create``: makes the arena where none is there; where one is, its geometry wins and only the fingerprint is
-    compared. ``fingerprint``: refuse an arena made under another one. ``group`` (1 to 64 bytes of UTF-8),
+    compared. ``fingerprint``: refuse an arena made under another one. ``group`` (1 to 64 bytes of printable UTF-8),
     ``rank`` and ``world_size`` (1 to 256): the lane of that worker of that group, or of a controller where
     ``rank`` is None; without a group, a group of this process alone.
 
@@ -131,24 +131,31 @@ def _join(name: str, member: Membership, fingerprint: str | None) -> Cache | Non
     fd, lock_fd = segment.open_pair(name)
     try:
         handle = open_segment(name, fd, lock_fd, writable=True)
-        _check_boot(name, handle)
-        if fingerprint is not None:
-            _check_same(name, handle, fingerprint)
-        pid = ffi.new("uint32_t *")
-        rank = -1 if member.rank is None else member.rank
-        group = member.group.encode()
-        code = lib.sc_join(handle, group, len(group), rank, member.world_size, pid)
-        if code == lib.SC_E_RETIRED:
-            # Who destroyed it died before the name was gone, or is about to take it.
-            _retire(name, handle, fd, force=True)
-        elif code < 0:
-            _refuse(name, member, code, pid[0], ffi.errno, handle)
-        elif os.fstat(fd).st_nlink > 0:
-            return Cache(Attachment(name, member, handle, os.dup(fd)))
-        else:
-            lib.sc_close(handle)
+        try:
+            return _take_lane(name, handle, fd, member, fingerprint)
+        except BaseException:
+            ffi.release(handle)  # now, not when the traceback is gone: it holds the lane
+            raise
     finally:
         os.close(fd)
+
+
+def _take_lane(name: str, handle: Handle, fd: int, member: Membership, fingerprint: str | None) -> Cache | None:
+    _check_boot(name, handle)
+    if fingerprint is not None:
+        _check_same(name, handle, fingerprint)
+    pid = ffi.new("uint32_t *")
+    rank = -1 if member.rank is None else member.rank
+    group = member.group.encode()
+    code = lib.sc_join(handle, group, len(group), rank, member.world_size, pid)
+    if code == lib.SC_E_RETIRED:
+        # Who destroyed it died before the name was gone, or is about to take it.
+        _retire(name, handle, fd, force=True)
+    elif code < 0:
+        _refuse(name, member, code, pid[0], ffi.errno, handle)
+    elif os.fstat(fd).st_nlink > 0:
+        return Cache(Attachment(name, member, handle, os.dup(fd)))
+    ffi.release(handle)
     return None
 
 
@@ -173,8 +180,8 @@ def _refuse(name: str, member: Membership, code: int, pid: int, error: int, hand
         )
     if code == lib.SC_E_NO_LANE:
         raise errors.NoLaneError(
-            f"arena {name!r}: no free lane for {member}; all of its lanes are taken by live processes and their "
-            "groups; close one, or create the arena with more lanes"
+            f"arena {name!r}: no free lane for {member}; live processes and their groups have them all; close one, "
+            "or create the arena with more lanes"
         )
     if code == lib.SC_E_WORLD_SIZE:
         raise errors.GroupError(
@@ -227,6 +234,6 @@ def _check_member(group: str | None, rank: int | None, world_size: int) -> Membe
         return Membership("", 0, 1)
     if not isinstance(group, str):
         raise TypeError(f"group: expected str, got {shown(group)}")
-    if not 1 <= len(group.encode("utf-8", "surrogatepass")) <= MAX_GROUP or "\0" in group:
-        raise ValueError(f"group: expected 1 to {MAX_GROUP} bytes of UTF-8 without NUL, got {shown(group)}")
+    if not 1 <= len(group.encode("utf-8", "ignore")) <= MAX_GROUP or not group.isprintable():
+        raise ValueError(f"group: expected 1 to {MAX_GROUP} bytes of printable text in UTF-8, got {shown(group)}")
     return Membership(group, rank, world_size)

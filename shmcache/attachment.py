@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from shmcache import errors, segment
 from shmcache._binding import Handle, check, ffi, lib
@@ -21,6 +21,17 @@ __all__ = ["Attachment", "Membership"]
 _kept: list[Attachment] = []
 
 
+_forks = 0  # how many forks lie between this process and the one that imported the module
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 # a number of the process, like its id, and cheaper to ask for
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 @dataclass(frozen=True)
 class Membership:
     """Who a process is in an arena."""
@@ -29,12 +40,11 @@ class Membership:
     rank: int | None  #: None for a controller
     world_size: int
 
-
-class Releasable(Protocol):
-    """A batch of shares."""
-
-    def release(self) -> None:
-        """ViewInUseError while something made from it is alive."""
+    def __str__(self) -> str:
+        if not self.group:
+            return "a process of its own"
+        who = "a controller" if self.rank is None else f"rank {self.rank}"
+        return f"{who} of group {self.group!r} of {self.world_size}"
 
 
 class Attachment:
@@ -46,20 +56,19 @@ class Attachment:
         self.handle: Final = handle
         self.fd: Final = fd
         self.closed = False
-        self._pid: Final = os.getpid()
+        self._forks: Final = _forks
         self._mappings: dict[bool, mmap.mmap] = {}
         self._views: dict[bool, memoryview] = {}
         self._address: Any = None
         self._layouts: dict[int, Layout] = {}
         self._numbers: dict[Layout, int] = {}
         self._plain: dict[int, Layout] = {}
-        self.orphans: list[Releasable] = []
         self._lock = threading.RLock()
 
     @property
     def forked(self) -> bool:
         """Whether this is a child that inherited the attachment, which is its parent's."""
-        return os.getpid() != self._pid
+        return _forks != self._forks
 
     def check(self, code: int) -> int:
         """``code`` itself, or the exception that it stands for."""
@@ -76,7 +85,6 @@ class Attachment:
             if self.closed:
                 return
             if not self.forked:
-                self.release_orphans()
                 if self._views_live():
                     raise errors.ViewInUseError(
                         f"arena {self.name!r}: batches, tensors, arrays or views of this cache are alive; release "
@@ -131,7 +139,7 @@ class Attachment:
     def payload(self, *, writable: bool) -> memoryview:
         """This process's mapping of region 0, made when first needed."""
         view = self._views.get(writable)
-        if view is not None and not self.closed:
+        if view is not None and not self.closed and not self.forked:
             return view
         with self._lock:
             self.check_open()
@@ -165,17 +173,3 @@ class Attachment:
             except BufferError:
                 continue  # a forked child's views; the mapping goes with the last of them
         self._mappings.clear()
-
-    def release_later(self, batch: Releasable) -> None:
-        """Keeps a batch that was dropped while something made from it may be alive, until nothing is."""
-        self.orphans.append(batch)
-        self.release_orphans()
-
-    def release_orphans(self) -> None:
-        """Gives back the shares of dropped batches from which nothing is alive any more."""
-        orphans, self.orphans = self.orphans, []
-        for batch in orphans:
-            try:
-                batch.release()
-            except errors.ViewInUseError:
-                self.orphans.append(batch)

@@ -11,7 +11,7 @@ import numpy as np
 
 from shmcache import errors
 from shmcache._binding import ffi, lib, new
-from shmcache._keys import Packed
+from shmcache._keys import Packed, unpack
 from shmcache.attachment import Attachment
 from shmcache.config import check_extra_count
 from shmcache.layout import Layout
@@ -47,16 +47,17 @@ class _Batch:
         self._loan: Loan | None = None
         self._open = True
 
+    def found(self, ok: int) -> None:
+        """For who made the batch: how many keys are OK."""
+        self._ok = ok
+
     def __len__(self) -> int:
         return self._packed[3]
 
     @property
     def keys(self) -> list[bytes]:
         """The keys, in the order given."""
-        data, width, ends, n = self._packed
-        joined = data if isinstance(data, bytes) else data.tobytes()
-        stops = range(width, width * n + 1, width) if ends is None else ends.tolist()
-        return [joined[start:stop] for start, stop in zip((0, *stops), stops, strict=False)]
+        return unpack(self._packed)
 
     @property
     def status(self) -> list[Status]:
@@ -89,19 +90,20 @@ class _Batch:
         if not self._open:
             raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
         if self._loan is None:
-            self._loan = Loan(self._attachment.payload(writable=self._writable()), self._spans(), self._ok)
+            self._loan = Loan(self._attachment.payload(writable=self._writable()), *self._spans(), self._ok)
         return self._loan
 
-    def _spans(self) -> list[slice | None]:
+    def _spans(self) -> tuple[list[int], list[int]]:
+        """Where each key's bytes start and stop; the latter 0 where the status is not OK."""
         if self._ok == len(self) == 1:  # the common read of one key needs no numpy
             ref = self._refs[0]
-            return [slice(ref.offset, ref.offset + ref.nbytes)]
+            return [ref.offset], [ref.offset + ref.nbytes]
         # The first two words of a struct sc_ref are offset and nbytes.
         words = np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, _REF_BYTES // 8)
-        spans: list[slice | None] = list(map(slice, words[:, 0].tolist(), (words[:, 0] + words[:, 1]).tolist()))
-        if self._ok == len(self):
-            return spans
-        return [None if code else span for code, span in zip(codes_of(self._refs), spans, strict=True)]
+        stops = words[:, 0] + words[:, 1]
+        if self._ok < len(self):
+            stops[np.frombuffer(codes_of(self._refs), np.uint8) != OK] = 0
+        return words[:, 0].tolist(), stops.tolist()
 
     def _layouts(self) -> list[Layout | None]:
         get = self._attachment.layout_of
@@ -156,11 +158,20 @@ class ReadBatch(_Batch):
             self.release()
         except errors.ViewInUseError:
             # The error in flight is what the caller must see; the shares go back when its frames are gone.
-            self._attachment.release_later(self)
+            self._hand_over()
 
     def __del__(self) -> None:
         if self._open:
-            self._attachment.release_later(self)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Lets the shares go back as soon as nothing made from this batch is alive."""
+        self._open = False
+        loan, self._loan = self._loan, None
+        if loan is None:
+            lib.sc_release(self._attachment.handle, self._refs, self._packed[3])
+        else:
+            loan.when_over(lib.sc_release, self._attachment.handle, self._refs, self._packed[3])
 
     def _writable(self) -> bool:
         return False
@@ -207,16 +218,17 @@ class WriteBatch(_Batch):
             self.abort()
 
     def __del__(self) -> None:
-        if not self._open or self._ok == 0 or self._attachment.closed:
+        if not self._open:
             return
-        warnings.warn(
-            f"a WriteBatch of {self._ok} objects of arena {self._attachment.name!r} was dropped unfinished, and is "
-            "aborted; publish or abort it",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
-        lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
+        aborted = lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
+        if aborted > 0:
+            warnings.warn(
+                f"a WriteBatch of {aborted} objects of arena {self._attachment.name!r} was dropped unfinished, and "
+                "was aborted; publish or abort it",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     def _publish(self, ranks: int) -> list[Status]:
         return self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))

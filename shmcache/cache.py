@@ -97,13 +97,14 @@ class Cache:
         if not isinstance(temporary, bool):
             raise TypeError(f"temporary: expected bool, got {shown(temporary)}")
         nbytes, layouts, each = self._demand(layout, n)
-        refs = new(_REFS, n)
-        ok = self._check(
-            lib.sc_reserve_write(
-                self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, refs
-            )
+        refs = ffi.new(_REFS, n)
+        batch = WriteBatch(self._attachment, packed, refs, n)  # before the memory: whatever is raised, it aborts
+        ok = lib.sc_reserve_write(
+            self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, refs
         )
-        return WriteBatch(self._attachment, packed, refs, ok)
+        batch.found(max(ok, 0))
+        self._check(ok)
+        return batch
 
     def finish_write(self, keys: Keys) -> list[Status]:
         """Publishes what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
@@ -164,14 +165,17 @@ class Cache:
         """
         packed = pack(keys)
         n = packed[3]
-        refs = new(_REFS, n)
+        if prefix is not False and prefix is not True:
+            raise TypeError(f"prefix: expected bool, got {shown(prefix)}")
+        if wait_s != 0.0:
+            _check_wait(wait_s)
+        refs = ffi.new(_REFS, n)
+        batch = ReadBatch(self._attachment, packed, refs, n)  # before the shares: whatever is raised, it releases
         ok = lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, _PREFIX if prefix else 0, refs)
         if ok != n:
-            self._check(ok)
-            ok += self._read_on(packed, prefix, _check_wait(wait_s), refs)
-        if self._attachment.orphans:
-            self._attachment.release_orphans()
-        return ReadBatch(self._attachment, packed, refs, ok)
+            batch.found(self._check(ok))
+            batch.found(ok + self._read_on(packed, prefix, wait_s, refs))
+        return batch
 
     def finish_read(self, keys: Keys) -> list[Status]:
         """Gives back one own reserved share unread: OK, NO_SHARE (there is none), NOT_FOUND."""
@@ -255,12 +259,12 @@ class Cache:
         attachment: Attachment | None = getattr(self, "_attachment", None)
         if attachment is None or attachment.closed or sys.is_finalizing():
             return
-        if not attachment.forked:
-            warnings.warn(f"{self!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
         try:
             attachment.close()
         except errors.ShmcacheError:
             attachment.keep()
+        if not attachment.forked:
+            warnings.warn(f"{self!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
 
     @property
     def closed(self) -> bool:
@@ -327,12 +331,11 @@ def _check_only(what: str, value: object, only: object) -> None:
         raise ValueError(f"{what}: expected {only}, the only one that this version has, got {shown(value)}")
 
 
-def _check_wait(wait_s: float) -> float:
+def _check_wait(wait_s: float) -> None:
     if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)):
         raise TypeError(f"wait_s: expected seconds, got {shown(wait_s)}")
     if not 0 <= wait_s < float("inf"):
         raise ValueError(f"wait_s: expected 0 or more seconds, got {shown(wait_s)}")
-    return float(wait_s)
 
 
 def _waits(refs: Any, prefix: bool) -> bool:

@@ -59,8 +59,9 @@ def open_file(name: str, *, writable: bool = True) -> int:
     open to others.
     """
     try:
+        _check_regular(path_of(name))
         fd = int(posix_ipc.SharedMemory("/" + _PREFIX + name, read_only=not writable).fd)
-    except posix_ipc.ExistentialError:
+    except (posix_ipc.ExistentialError, FileNotFoundError):
         raise errors.ArenaNotFoundError(
             f"no arena {name!r}: {path_of(name)} does not exist; create it, or attach with create=config"
         ) from None
@@ -80,6 +81,12 @@ def open_file(name: str, *, writable: bool = True) -> int:
             f"0600, got user {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o}; remove it"
         )
     return fd
+
+
+def _check_regular(path: Path) -> None:
+    """OSError for what would block when opened, or lead elsewhere."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(errno.EINVAL, "a link, a directory or a special file")
 
 
 def same_file(a: int, b: int) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,39 +40,47 @@ def _unreleased(view: memoryview) -> bool:
 
 
 class Loan:
-    """The memory of one batch, as views, arrays and tensors. ``spans``: a slice of the payload, in bytes, a key,
-    or None where the batch has no memory for it; ``lent`` of them are slices."""
+    """The memory of one batch, as views, arrays and tensors.
 
-    __slots__ = ("_base", "_lent", "_root", "_spans", "_views")
+    Key i has bytes ``starts[i]`` to ``stops[i]`` of the payload, or none where the latter is 0; ``lent`` keys have
+    some.
+    """
 
-    def __init__(self, payload: memoryview, spans: list[slice | None], lent: int) -> None:
+    __slots__ = ("_base", "_lent", "_root", "_starts", "_stops", "_views")
+
+    def __init__(self, payload: memoryview, starts: list[int], stops: list[int], lent: int) -> None:
         # The first array over its memory, so that every array made from it names it as its base.
         self._base: npt.NDArray[np.uint8] = np.frombuffer(payload, _UINT8)
         self._root: memoryview | None = None
         self._views: list[memoryview | None] = []
         self._lent = lent
-        self._spans = spans
+        self._starts = starts
+        self._stops = stops
 
     @property
     def views(self) -> list[memoryview | None]:
         """One memoryview a key, made at the first call; the same ones after."""
         if self._root is None:
             root = self._root = memoryview(self._base)  # type: ignore[arg-type] # numpy's hints know no Buffer
-            self._views = [None if span is None else root[span] for span in self._spans]
+            spans = zip(self._starts, self._stops, strict=True)
+            if self._lent == len(self._stops):
+                self._views = [root[start:stop] for start, stop in spans]
+            else:
+                self._views = [root[start:stop] if stop else None for start, stop in spans]
         return self._views
 
     def arrays(self, layouts: list[Layout | None]) -> list[Any]:
         """One array (or tuple of them) a key, by the key's layout; None where the key has none."""
         return [
-            None if span is None or layout is None else layout.arrays(self._base[span])
-            for span, layout in zip(self._spans, layouts, strict=True)
+            None if layout is None else layout.arrays(self._base[start:stop])
+            for start, stop, layout in zip(self._starts, self._stops, layouts, strict=True)
         ]
 
     def tensors(self, layouts: list[Layout | None]) -> list[Any]:
         """The same as torch tensors."""
         return [
-            None if span is None or layout is None else layout.tensors(self._base[span])
-            for span, layout in zip(self._spans, layouts, strict=True)
+            None if layout is None else layout.tensors(self._base[start:stop])
+            for start, stop, layout in zip(self._starts, self._stops, layouts, strict=True)
         ]
 
     def in_use(self) -> bool:
@@ -99,8 +109,19 @@ class Loan:
                 if view is not None:
                     view.release()
         except BufferError:
-            self._root = None
+            self._restore()
             return False
         if self._root is not None:
             self._root.release()
         return True
+
+    def _restore(self) -> None:
+        """Makes the views anew that were released before one could not be."""
+        assert self._root is not None  # noqa: S101 # there are views
+        for i, view in enumerate(self._views):
+            if view is not None and not _unreleased(view):
+                self._views[i] = self._root[self._starts[i] : self._stops[i]]
+
+    def when_over(self, then: Callable[..., object], *args: object) -> None:
+        """Calls ``then`` once nothing made from this loan is alive, nor the loan; not at the process's end."""
+        weakref.finalize(self._base, then, *args).atexit = False

@@ -46,7 +46,7 @@ def layouts(buffer: npt.NDArray[np.uint8]) -> None:
 
 def keys(matrix: npt.NDArray[np.uint8], floats: npt.NDArray[np.float32]) -> None:
     assert_type(pack([b"a", bytearray(b"b"), memoryview(b"c")]), Packed)
-    assert_type(unpack((b"a",)), list[bytes])
+    assert_type(unpack(pack((b"a",))), list[bytes])
     pack(matrix)
     pack(floats)  # type: ignore[arg-type]
     pack("key")  # type: ignore[arg-type]

@@ -133,9 +133,7 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
         assert str(error).startswith("x: expected ")  # noqa: PT017 - either outcome is right
 
 
-@pytest.mark.parametrize(
-    "name", ["a", "engine-0", "A.b_c-9", "_", "-", "--all", "0", "x" * 64, "a..b", "a.", "-."]
-)
+@pytest.mark.parametrize("name", ["a", "engine-0", "A.b_c-9", "_", "-", "--all", "0", "x" * 64, "a..b", "a.", "-."])
 def test_names(name: str) -> None:
     assert check_name(name) == name
 
@@ -304,11 +302,7 @@ WRONG_TYPES = [
     *[("slots", value) for value in (True, 1.0, "1", np.int64(1))],
     *[("lanes", value) for value in (None, True, 1.0, "64")],
     *[("fingerprint", value) for value in (None, b"x", 1)],
-    *[
-        (lease, v)
-        for lease in ("read_lease_s", "write_lease_s", "lock_timeout_s")
-        for v in (None, True, "1", 1j)
-    ],
+    *[(lease, v) for lease in ("read_lease_s", "write_lease_s", "lock_timeout_s") for v in (None, True, "1", 1j)],
     *[("populate", value) for value in (None, 1, 0, "yes")],
 ]
 

@@ -86,16 +86,12 @@ class TestDtypes:
         assert layout.nbytes == 15 * dtype.itemsize
         assert Layout(torch.zeros(3, 5).shape, dtype) == layout
 
-    @pytest.mark.parametrize(
-        "name", ["", "float", "Float32", "torch.float32", "float33", "qint8", "int4", "str"]
-    )
+    @pytest.mark.parametrize("name", ["", "float", "Float32", "torch.float32", "float33", "qint8", "int4", "str"])
     def test_unknown_names(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"^dtype: expected one of bool, uint8, .* got"):
             Layout((3,), name)
 
-    @pytest.mark.parametrize(
-        "dtype", [np.dtype(">f4"), np.dtype("U3"), np.dtype([("a", "u1")]), np.longdouble]
-    )
+    @pytest.mark.parametrize("dtype", [np.dtype(">f4"), np.dtype("U3"), np.dtype([("a", "u1")]), np.longdouble])
     def test_unknown_numpy_dtypes(self, dtype: Any) -> None:
         with pytest.raises(ValueError, match=r"^dtype: expected one of .* got"):
             Layout((3,), dtype)
@@ -422,9 +418,7 @@ class TestBuffers:
         [np.zeros(16, np.int8), np.zeros((4, 4), np.uint8), np.zeros(32, np.uint8)[::2], np.zeros(4)],
     )
     def test_another_array(self, method: str, buffer: Any) -> None:
-        with pytest.raises(
-            ValueError, match="^buffer: expected a contiguous one-dimensional uint8 array, got"
-        ):
+        with pytest.raises(ValueError, match="^buffer: expected a contiguous one-dimensional uint8 array, got"):
             self.make(method, buffer)
 
     @pytest.mark.parametrize("nbytes", [0, 15])

@@ -175,9 +175,7 @@ def test_a_command_cannot_command_the_terminal() -> None:
     lane = _lane(1, command="x\x1b]0;title\x07", group="g\n[red]")
     assert lane_text(lane) == "lane 1 (rank 1 of group g?[red]): pid 4001, x?]0;title?"
     out = io.StringIO()
-    Console(file=out, force_terminal=True, width=200, markup=False).print(
-        arena_in_full(_arena(lanes=(lane,)), _NOW)
-    )
+    Console(file=out, force_terminal=True, width=200, markup=False).print(arena_in_full(_arena(lanes=(lane,)), _NOW))
     assert "\x1b]" not in out.getvalue()
 
 

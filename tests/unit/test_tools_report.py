@@ -17,10 +17,10 @@ def _outcome() -> Outcome:
     tally.finished = tally.handed_out = 10
     tally.chunks, tally.hits = 100, 40
     tally.read_chunks = [100, 100]
-    tally.losses = [Loss(0, 0.002, 30, 0), Loss(1, 0.004, 12, 0), Loss(0, 0.010, 0, 0)]
+    tally.losses = [Loss(0, 0.002, 0.001, 30, 0), Loss(1, 0.004, 0.002, 12, 0), Loss(0, 0.01, 0.003, 0, 0)]
     for _ in range(99):
         tally.sample(LOOKUP, 500e-9, 10)
-    tally.sample(LOOKUP, 5e-6, 1)
+    tally.sample(LOOKUP, 110e-6, 11)
     tally.sample(GRANT, 1.0, 0)
     stats = Stats(
         capacity=2**30,
@@ -50,18 +50,20 @@ def test_a_good_run() -> None:
     text = _text(outcome)
     assert outcome.faults == []
     for part in (
-        "10 of 10 read and verified by each of 2 workers, in 2.0 s",
-        "40.0 %: 40 of 100 chunks; an arena without end would reach 50.0 %",
-        "200 chunks, 0.20 GB, 0.10 GB a second; every byte compared, 0 chunks wrong",
-        "0 GB of chunks; the pipes carried keys and answers only, 0.1 MB",
+        "10 of 10, by each of 2 workers, in 2.0 s",
+        "40.0 %, 40 of 100 chunks; at best 50.0 %",
+        "200 chunks, 0.20 GB, 0.10 GB a second",
+        "in 0 chunks; every byte was compared",
+        "0 GB of chunks; 0.1 MB of keys and answers, by pipe",
         "7 objects, 0.01 GB",
-        "3, with 42 shares, which were back after 4 ms (p50), 10 ms (max)",
+        "3, with 42 shares",
+        "after 4 ms (p50), 10 ms (max), of it reap() 2 ms",
+        "0, evicted before the new worker came",
         "All good",
     ):
         assert part in text
     (lookup,) = [line.split() for line in text.splitlines() if line.startswith(LOOKUP)]
-    assert lookup[1:3] == ["50", "ns"]
-    assert lookup[-1] == "100"
+    assert lookup[1:] == ["50", "ns", "10", "us", "1,001", "100"]
     assert GRANT not in text
 
 
@@ -71,7 +73,7 @@ def test_a_good_run() -> None:
         ({"finished": 9}, "9 of 10 requests finished"),
         ({"read_chunks": [100, 99]}, "199 of 200 chunks read"),
         ({"mismatches": 1}, "1 chunks held wrong bytes"),
-        ({"losses": [Loss(0, 0.1, 3, 2)]}, "shares left on a dead worker's lane"),
+        ({"losses": [Loss(0, 0.1, 0.1, 3, 2)]}, "shares left on a dead worker's lane"),
     ],
 )
 def test_what_makes_a_run_bad(change: dict[str, object], fault: str) -> None:

@@ -140,7 +140,8 @@ def _confirmed(willing: Sequence[Choice]) -> bool:
     for choice in willing:
         _say(f"{choice.name}: {choice.why()}")
     try:
-        answer = input(f"Destroy {plural(len(willing), 'arena')}? [y/N] ")
+        # Not input(prompt), which may write its prompt to standard error.
+        answer = make_console().input(f"Destroy {plural(len(willing), 'arena')}? [y/N] ", markup=False)
     except (EOFError, KeyboardInterrupt):
         _say("")
         return False

@@ -102,9 +102,10 @@ class Plan:
     @property
     def headline(self) -> str:
         source = self.options.trace or "made-up conversations"
+        workers = plural(self.options.workers, "worker")
         return (
-            f"{count_text(len(self.trace))} requests of {source}, {plural(self.options.workers, 'worker')}, "
-            f"seed {self.seed}; shmcache-stat {self.arena} shows the arena\n"
+            f"{count_text(len(self.trace))} requests of {source}, {workers}, seed {self.seed}\n"
+            f"To look at the arena meanwhile: shmcache-stat {self.arena}\n"
         )
 
 
@@ -157,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="SIGKILL a random worker every S seconds (1) and start it again",
     )
-    parser.add_argument(
-        "--seed", type=_number(0, 2**63), metavar="N", help="for what is made up, who is killed"
-    )
+    parser.add_argument("--seed", type=_number(0, 2**63), metavar="N", help="for what is made up, who is killed")
     parser.add_argument("--keep", action="store_true", help="leave the arena there when the run has ended")
     return parser
 

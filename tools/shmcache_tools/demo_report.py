@@ -10,6 +10,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -45,8 +46,29 @@ class Loss:
 
     rank: int
     seconds: float  #: from SIGKILL until reap() had returned
+    reap_s: float  #: what reap() took of it
     shares: int  #: taken back
     left: int  #: still on its lane after that; must be 0
+
+
+@dataclass(slots=True)
+class Samples:
+    """The times of one operation, a batch each; a percentile counts a batch once for each of its chunks."""
+
+    seconds: array[float] = field(default_factory=lambda: array("d"))  #: a chunk, in this batch
+    chunks: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, seconds: float, chunks: int) -> None:
+        self.seconds.append(seconds / chunks)
+        self.chunks.append(chunks)
+
+    def percentile(self, percent: float) -> float:
+        """The time that ``percent`` of all chunks took at most, seconds."""
+        seconds, chunks = np.frombuffer(self.seconds), np.frombuffer(self.chunks, dtype=np.int64)
+        order = np.argsort(seconds)
+        reached = np.cumsum(chunks[order])
+        place = np.searchsorted(reached, percent / 100 * reached[-1])
+        return float(seconds[order[place]])
 
 
 @dataclass(slots=True)
@@ -67,15 +89,15 @@ class Tally:
     waits: int = 0  #: times the scheduler waited for shares to come back to have room
     losses: list[Loss] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
-    samples: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    samples: dict[str, Samples] = field(default_factory=lambda: defaultdict(Samples))
 
     def __post_init__(self) -> None:
         self.read_chunks = [0] * self.world_size
 
-    def sample(self, operation: str, seconds: float, keys: int) -> None:
-        """Note the time of one batch, as time a chunk."""
-        if keys:
-            self.samples[operation].append(seconds / keys)
+    def sample(self, operation: str, seconds: float, chunks: int) -> None:
+        """Note the time of one batch."""
+        if chunks:
+            self.samples[operation].add(seconds, chunks)
 
     @property
     def hit_rate(self) -> float | None:
@@ -131,9 +153,7 @@ def report(outcome: Outcome) -> RenderableType:
     return Group(facts, Text(), times, Text(), verdict)
 
 
-def progress(
-    tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: Iterable[int]
-) -> RenderableType:
+def progress(tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: Iterable[int]) -> RenderableType:
     """The live display: how far the run is, the arena, and a line a worker."""
     elapsed_s = tally.elapsed_s
     rest_s = elapsed_s / tally.finished * (tally.requests - tally.finished) if tally.finished else None
@@ -180,68 +200,68 @@ def _workers_table(tally: Tally, workers: Iterable[Worker], unfinished: Iterable
 
 
 def _report_rows(outcome: Outcome) -> list[tuple[str, str | Text]]:
+    """The facts, each short enough for a terminal of 80 columns."""
     tally = outcome.tally
     rows: list[tuple[str, str | Text]] = [
         ("requests", _requests_text(outcome)),
         ("hit rate", _hits_text(tally)),
         ("read in place", _in_place_text(outcome)),
+        ("wrong bytes", f"in {count_text(tally.mismatches)} chunks; every byte was compared"),
         ("copied between processes", _copied_text(outcome)),
         ("shares outstanding", count_text(outcome.shares)),
         ("evictions", _evictions_text(outcome.stats)),
         ("waited for room", f"{count_text(tally.waits)} times"),
     ]
     if tally.losses:
-        rows.append(("workers died", _losses_text(tally)))
+        rows += _loss_rows(tally)
     rows.append(("verify()", "clean" if not outcome.problems else plural(len(outcome.problems), "problem")))
     return rows
 
 
 def _requests_text(outcome: Outcome) -> str:
     tally = outcome.tally
-    return (
-        f"{count_text(tally.finished)} of {count_text(tally.requests)} read and verified by each of "
-        f"{plural(tally.world_size, 'worker')}, in {outcome.elapsed_s:.1f} s"
-    )
+    finished = f"{count_text(tally.finished)} of {count_text(tally.requests)}"
+    return f"{finished}, by each of {plural(tally.world_size, 'worker')}, in {outcome.elapsed_s:.1f} s"
 
 
 def _hits_text(tally: Tally) -> str:
-    return (
-        f"{percent_text(tally.hit_rate)}: {count_text(tally.hits)} of {count_text(tally.chunks)} chunks; "
-        f"an arena without end would reach {percent_text(tally.best_hit_rate)}"
-    )
+    hits = f"{count_text(tally.hits)} of {count_text(tally.chunks)} chunks"
+    return f"{percent_text(tally.hit_rate)}, {hits}; at best {percent_text(tally.best_hit_rate)}"
 
 
 def _in_place_text(outcome: Outcome) -> str:
     tally = outcome.tally
-    return (
-        f"{count_text(sum(tally.read_chunks))} chunks, {gigabytes_text(tally.bytes_in_place)}, "
-        f"{gigabytes_text(int(tally.bytes_in_place / outcome.elapsed_s))} a second; "
-        f"every byte compared, {count_text(tally.mismatches)} chunks wrong"
-    )
+    per_second = gigabytes_text(int(tally.bytes_in_place / outcome.elapsed_s))
+    chunks = f"{count_text(sum(tally.read_chunks))} chunks"
+    return f"{chunks}, {gigabytes_text(tally.bytes_in_place)}, {per_second} a second"
 
 
 def _copied_text(outcome: Outcome) -> str:
-    return f"0 GB of chunks; the pipes carried keys and answers only, {outcome.pipe_bytes / 1e6:.1f} MB"
+    return f"0 GB of chunks; {outcome.pipe_bytes / 1e6:.1f} MB of keys and answers, by pipe"
 
 
 def _evictions_text(stats: Stats) -> str:
     return f"{count_text(stats.counters.evictions)} objects, {gigabytes_text(stats.counters.evicted_bytes)}"
 
 
-def _losses_text(tally: Tally) -> str:
+def _loss_rows(tally: Tally) -> list[tuple[str, str]]:
     seconds = [loss.seconds for loss in tally.losses]
-    shares = sum(loss.shares for loss in tally.losses)
-    return (
-        f"{count_text(len(seconds))}, with {plural(shares, 'share')}, which were back after "
-        f"{time_text(float(np.median(seconds)))} (p50), {time_text(max(seconds))} (max); "
-        f"{plural(tally.missing, 'chunk')} had to be written again"
-    )
+    reap_s = median(loss.reap_s for loss in tally.losses)
+    shares = plural(sum(loss.shares for loss in tally.losses), "share")
+    times = f"{time_text(median(seconds))} (p50), {time_text(max(seconds))} (max)"
+    return [
+        ("workers died", f"{count_text(len(seconds))}, with {shares}"),
+        ("their shares were back", f"after {times}, of it reap() {time_text(reap_s)}"),
+        ("chunks written again", f"{count_text(tally.missing)}, evicted before the new worker came"),
+    ]
 
 
 def _times_table(tally: Tally) -> Table:
-    table = make_table("time a chunk", "p50", "p99", "batches", right=("p50", "p99", "batches"))
+    numbers = ("p50", "p99", "chunks", "batches")
+    table = make_table("time a chunk", *numbers, right=numbers)
     for operation in OPERATIONS:
         if samples := tally.samples.get(operation):
-            p50, p99 = np.percentile(np.frombuffer(samples), (50, 99))
-            table.add_row(operation, time_text(float(p50)), time_text(float(p99)), count_text(len(samples)))
+            times = (time_text(samples.percentile(percent)) for percent in (50, 99))
+            chunks, batches = sum(samples.chunks), len(samples.chunks)
+            table.add_row(operation, *times, count_text(chunks), count_text(batches))
     return table

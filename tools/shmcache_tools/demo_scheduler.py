@@ -252,9 +252,11 @@ class Scheduler:
         if death.exit_code != -SIGKILL:
             raise DemoError(f"worker {death.rank} ended: {describe_exit(death.exit_code)}")
         self._answers += 1
+        began = time.perf_counter()
         reaped = self._cache.reap()
-        seconds = time.perf_counter() - death.at
-        self._tally.losses.append(Loss(death.rank, seconds, reaped.shares, self._shares_of(death.rank)))
+        ended = time.perf_counter()
+        left = self._shares_of(death.rank)
+        self._tally.losses.append(Loss(death.rank, ended - death.at, ended - began, reaped.shares, left))
         for job in self._jobs[death.rank].values():
             job.guards.append(self._cache.read(job.keys))
         self._crew.restart(death.rank)
