@@ -63,13 +63,14 @@ struct sc_info {
     uint8_t boot_id[16];
     uint32_t lock_lane, lock_incarnation;    /* lock_lane UINT32_MAX: nobody holds it */
     bool lock_alive;
-    uint64_t used_bytes, objects, writing;   /* filled by sc_count_objects, which walks the slots */
+    uint64_t used_bytes, objects, writing;   /* these are filled by sc_count_objects, which walks the slots */
+    uint64_t lane_writing[256];
 };
 
 struct sc_lane_info {
     uint32_t role, state;                    /* enum sc_role, enum sc_lane_state of the core */
     uint32_t rank, world_size, incarnation, pid;
-    uint64_t started_ns, reserved, held, writing;
+    uint64_t started_ns, reserved, held;
     char command[24], group[64];
     uint32_t group_bytes;
     uint64_t counters[44];                   /* in the order of Counters */

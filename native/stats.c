@@ -19,7 +19,10 @@ void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
         if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))
             continue;
         info->objects += sc_state_of(state) == SC_READY || sc_state_of(state) == SC_EVICTING;
-        info->writing += sc_state_of(state) == SC_WRITING;
+        if (sc_state_of(state) == SC_WRITING) {
+            info->writing++;
+            info->lane_writing[sc_owner_of(state) % SC_MAX_LANES]++;
+        }
         info->used_bytes += o.blocks * s->g.block_size;
     }
 }
@@ -80,8 +83,4 @@ void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info 
     for (uint32_t i = 0; i < SC_COUNTER_COUNT; i++)
         info->counters[i] = sc_peek(&l->counters[i]);
     count_shares(s, lane, info);
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        info->writing += sc_state_of(state) == SC_WRITING && sc_owner_of(state) == lane;
-    }
 }

@@ -18,7 +18,7 @@ def take(handle: Handle) -> tuple[Any, tuple[LaneInfo, ...]]:
     info = ffi.new("struct sc_info *")
     lib.sc_get_info(handle, info)
     lib.sc_count_objects(handle, info)
-    return info, tuple(_lane(handle, index) for index in range(info.lane_limit))
+    return info, tuple(_lane(handle, index, info.lane_writing[index]) for index in range(info.lane_limit))
 
 
 def stats(handle: Handle, fd: int) -> Stats:
@@ -71,7 +71,7 @@ def _stats(info: Any, lanes: tuple[LaneInfo, ...], fd: int) -> Stats:
     )
 
 
-def _lane(handle: Handle, index: int) -> LaneInfo:
+def _lane(handle: Handle, index: int, writing: int) -> LaneInfo:
     lane = ffi.new("struct sc_lane_info *")
     lib.sc_get_lane(handle, index, lane)
     return LaneInfo(
@@ -87,6 +87,6 @@ def _lane(handle: Handle, index: int) -> LaneInfo:
         started=lane.started_ns / 1e9,
         reserved=lane.reserved,
         held=lane.held,
-        writing=lane.writing,
+        writing=writing,
         counters=Counters(*(lane.counters[i] for i in range(len(_COUNTERS)))),
     )

@@ -17,7 +17,7 @@ import shmcache
 from shmcache_tools.trace import make_conversations
 
 _TIMEOUT_S = 90
-_SMALL = ("--chunk-bytes", "4096", "--capacity", "8MiB", "--seed", "1")
+_SMALL = ("--chunk-bytes", "4096", "--capacity", "4MiB", "--seed", "1")
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -109,9 +109,9 @@ def test_a_trace_in_an_arena_that_holds_one_request(tmp_path: Path) -> None:
 
 
 def test_workers_are_killed_and_nothing_is_lost() -> None:
-    exit_code, out = _run(*_SMALL, "--requests", "3000", "--kill", "0.2")
+    exit_code, out = _run(*_SMALL, "--requests", "1500", "--kill", "0.5")
     assert exit_code == 0
-    assert "3,000 of 3,000, by each of 4 workers" in out
+    assert "1,500 of 1,500, by each of 4 workers" in out
     assert _number(out, r"workers died +([\d,]+), with") > 0
     assert "All good" in out
 
@@ -120,14 +120,15 @@ def test_killing_in_a_small_arena() -> None:
     """Chunks of dead workers are evicted before they come back, and are written again."""
     exit_code, out = _run(
         *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "1MiB", "--seed", "5"),
-        *("--requests", "1500", "--kill", "0.15"),
+        *("--requests", "400", "--kill", "0.3"),
     )
     assert exit_code == 0
     assert _number(out, r"workers died +([\d,]+), with") > 0
+    assert _number(out, r"waited for room +([\d,]+) times") > 0
 
 
 def test_one_worker_that_somebody_else_kills() -> None:
-    with _start(*_SMALL, "--requests", "2000", "--workers", "1") as demo:
+    with _start(*_SMALL, "--requests", "1000", "--workers", "1") as demo:
         _wait_until_running(demo, 1)
         for pid in _workers_of(demo):
             os.kill(pid, signal.SIGKILL)
@@ -138,7 +139,7 @@ def test_one_worker_that_somebody_else_kills() -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nothing(signum: signal.Signals) -> None:
-    with _start(*_SMALL, "--requests", "40000", "--keep", "--kill") as demo:
+    with _start(*_SMALL, "--requests", "20000", "--keep", "--kill") as demo:
         _wait_until_running(demo, 4)
         demo.send_signal(signum)
         _, err = demo.communicate(timeout=_TIMEOUT_S)
@@ -149,7 +150,7 @@ def test_an_interrupted_run_leaves_nothing(signum: signal.Signals) -> None:
 
 
 def test_workers_do_not_outlive_a_killed_demo() -> None:
-    with _start(*_SMALL, "--requests", "40000") as demo:
+    with _start(*_SMALL, "--requests", "20000") as demo:
         _wait_until_running(demo, 4)
         demo.kill()
         demo.communicate(timeout=_TIMEOUT_S)

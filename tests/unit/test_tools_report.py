@@ -17,7 +17,7 @@ def _outcome() -> Outcome:
     tally.finished = tally.handed_out = 10
     tally.chunks, tally.hits = 100, 40
     tally.read_chunks = [100, 100]
-    tally.losses = [Loss(0, 0.002, 0.001, 30, 0), Loss(1, 0.004, 0.002, 12, 0), Loss(0, 0.01, 0.003, 0, 0)]
+    tally.losses = [Loss(0, 0.002, 0.001, 0), Loss(1, 0.004, 0.002, 0), Loss(0, 0.01, 0.003, 0)]
     for _ in range(99):
         tally.sample(LOOKUP, 500e-9, 10)
     tally.sample(LOOKUP, 110e-6, 11)
@@ -34,7 +34,7 @@ def _outcome() -> Outcome:
         held=0,
         lanes_alive=1,
         lanes_dead=0,
-        counters=Counters(evictions=7, evicted_bytes=7 * 10**6),
+        counters=Counters(evictions=7, evicted_bytes=7 * 10**6, reaped_shares=42),
     )
     return Outcome(tally, elapsed_s=2.0, pipe_bytes=123456, stats=stats, problems=[])
 
@@ -73,7 +73,7 @@ def test_a_good_run() -> None:
         ({"finished": 9}, "9 of 10 requests finished"),
         ({"read_chunks": [100, 99]}, "199 of 200 chunks read"),
         ({"mismatches": 1}, "1 chunks held wrong bytes"),
-        ({"losses": [Loss(0, 0.1, 0.1, 3, 2)]}, "shares left on a dead worker's lane"),
+        ({"losses": [Loss(0, 0.1, 0.1, 2)]}, "shares left on a dead worker's lane"),
     ],
 )
 def test_what_makes_a_run_bad(change: dict[str, object], fault: str) -> None:

@@ -47,8 +47,7 @@ class Loss:
     rank: int
     seconds: float  #: from SIGKILL until reap() had returned
     reap_s: float  #: what reap() took of it
-    shares: int  #: taken back
-    left: int  #: still on its lane after that; must be 0
+    left: int  #: shares that it still had after that; must be 0
 
 
 @dataclass(slots=True)
@@ -213,7 +212,7 @@ def _report_rows(outcome: Outcome) -> list[tuple[str, str | Text]]:
         ("waited for room", f"{count_text(tally.waits)} times"),
     ]
     if tally.losses:
-        rows += _loss_rows(tally)
+        rows += _loss_rows(tally, outcome.stats)
     rows.append(("verify()", "clean" if not outcome.problems else plural(len(outcome.problems), "problem")))
     return rows
 
@@ -244,10 +243,10 @@ def _evictions_text(stats: Stats) -> str:
     return f"{count_text(stats.counters.evictions)} objects, {gigabytes_text(stats.counters.evicted_bytes)}"
 
 
-def _loss_rows(tally: Tally) -> list[tuple[str, str]]:
+def _loss_rows(tally: Tally, stats: Stats) -> list[tuple[str, str]]:
     seconds = [loss.seconds for loss in tally.losses]
     reap_s = median(loss.reap_s for loss in tally.losses)
-    shares = plural(sum(loss.shares for loss in tally.losses), "share")
+    shares = plural(stats.counters.reaped_shares, "share")
     times = f"{time_text(median(seconds))} (p50), {time_text(max(seconds))} (max)"
     return [
         ("workers died", f"{count_text(len(seconds))}, with {shares}"),

@@ -253,17 +253,21 @@ class Scheduler:
             raise DemoError(f"worker {death.rank} ended: {describe_exit(death.exit_code)}")
         self._answers += 1
         began = time.perf_counter()
-        reaped = self._cache.reap()
+        self._cache.reap()
         ended = time.perf_counter()
-        left = self._shares_of(death.rank)
-        self._tally.losses.append(Loss(death.rank, ended - death.at, ended - began, reaped.shares, left))
+        left = self._shares_left(death.rank)
+        self._tally.losses.append(Loss(death.rank, ended - death.at, ended - began, left))
         for job in self._jobs[death.rank].values():
             job.guards.append(self._cache.read(job.keys))
         self._crew.restart(death.rank)
 
-    def _shares_of(self, rank: int) -> int:
+    def _shares_left(self, rank: int) -> int:
+        """Shares that the dead worker still has. What a vacant lane has reserved is its successor's.
+
+        Such are granted where somebody who needed room reaped the lane before we heard of the death."""
         lanes = shmcache.inspect(self._crew.arena).lanes
-        return sum(lane.reserved + lane.held for lane in lanes if lane.rank == rank and lane.role == "rank")
+        mine = [lane for lane in lanes if lane.role == "rank" and lane.rank == rank]
+        return sum(lane.held + (lane.reserved if lane.state == "dead" else 0) for lane in mine)
 
     def _repeat_missing(self) -> None:
         """Write again what a worker found missing, and hand it the request once more."""

@@ -1,0 +1,34 @@
+"""Other processes in the test's arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from processes._crew import Member
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[], Member]]:
+    """Starts a process that is in no arena yet; all of them are killed after the test."""
+    members: list[Member] = []
+
+    def start_one() -> Member:
+        members.append(Member())
+        return members[-1]
+
+    yield start_one
+    for member in members:
+        member.kill()
+
+
+@pytest.fixture
+def enlist(start: Callable[[], Member], arena: str) -> Callable[..., Member]:
+    """Starts a process that has attached to the arena: ``enlist(group, rank, world_size)``."""
+
+    def enlist_one(group: str | None = None, rank: int | None = None, world_size: int = 1) -> Member:
+        member = start()
+        member.attach(arena, group, rank, world_size)
+        return member
+
+    return enlist_one
