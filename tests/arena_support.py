@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shmcache import Cache
+from shmcache import Cache, ReadBatch
 from shmcache.segment import path_of
 
 Join = Callable[..., Cache]  #: the fixture ``join``
@@ -20,6 +20,11 @@ TIMEOUT_S = 60  #: after which something hangs
 def pattern(tag: bytes, nbytes: int) -> bytes:
     """Bytes that nothing but ``tag`` gives."""
     return hashlib.shake_128(tag).digest(nbytes)
+
+
+def contents(batch: ReadBatch) -> list[bytes | None]:
+    """Copies of what a batch read, or None a key."""
+    return [None if view is None else bytes(view) for view in batch.views]
 
 
 def run_python(program: str, *args: str) -> subprocess.CompletedProcess[str]:

@@ -109,9 +109,9 @@ def test_a_trace_in_an_arena_that_holds_one_request(tmp_path: Path) -> None:
 
 
 def test_workers_are_killed_and_nothing_is_lost() -> None:
-    exit_code, out = _run(*_SMALL, "--requests", "1500", "--kill", "0.5")
+    exit_code, out = _run(*_SMALL, "--requests", "500", "--kill", "0.5")
     assert exit_code == 0
-    assert "1,500 of 1,500, by each of 4 workers" in out
+    assert "500 of 500, by each of 4 workers" in out
     assert _number(out, r"workers died +([\d,]+), with") > 0
     assert "All good" in out
 
@@ -120,7 +120,7 @@ def test_killing_in_a_small_arena() -> None:
     """Chunks of dead workers are evicted before they come back, and are written again."""
     exit_code, out = _run(
         *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "1MiB", "--seed", "5"),
-        *("--requests", "400", "--kill", "0.3"),
+        *("--requests", "250", "--kill", "0.6"),
     )
     assert exit_code == 0
     assert _number(out, r"workers died +([\d,]+), with") > 0

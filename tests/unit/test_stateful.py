@@ -27,12 +27,18 @@ BLOCK = 4096
 CONTROLLER = 2  #: members 0 and 1 are the ranks
 ALL_SPACE = 2**40
 
-KEYS = st.integers(0, 11).map(lambda i: b"key" * (i % 3) + b"%d" % i)
-BATCHES = st.lists(KEYS, min_size=1, max_size=4)
+KEYS = tuple(b"key" * (i % 3) + b"%d" % i for i in range(9))
+NUMBERS = st.integers(0, 3 * len(KEYS))  #: of keys; see Arena.key
+BATCHES = st.lists(NUMBERS, min_size=1, max_size=4)
 MEMBERS = st.integers(0, CONTROLLER)
 EXTRA = st.integers(0, 1)
 SIZES = st.sampled_from([1, 100, BLOCK, BLOCK + 1, 2 * BLOCK, 4 * BLOCK])
 ANY = st.integers(0, 2**16)
+
+
+def leading(found: list[Status]) -> int:
+    """How many statuses in front are OK."""
+    return next((i for i, status in enumerate(found) if status != OK), len(found))
 
 
 @dataclass(eq=False)
@@ -95,10 +101,13 @@ class Arena(RuleBasedStateMachine):
         self.caches: list[Cache | None] = []
         self.serial = 0
 
-    @initialize()
-    def attach(self) -> None:
+    @initialize(wanted=st.lists(st.tuples(MEMBERS, SIZES, st.booleans(), st.none() | EXTRA), max_size=6))
+    def attach(self, wanted: list[tuple[int, int, bool, int | None]]) -> None:
         shmcache.create(self.name, self.config)
         self.caches = [self.join(member) for member in (0, 1, CONTROLLER)]
+        for number, (member, nbytes, temporary, grant) in enumerate(wanted):
+            self.reserve_write(member, [number], nbytes, temporary)
+            self.publish_batch(0, grant)
 
     def join(self, member: int) -> Cache:
         rank = None if member == CONTROLLER else member
@@ -112,16 +121,24 @@ class Arena(RuleBasedStateMachine):
         assert cache is not None
         return wanted, cache
 
+    def key(self, number: int) -> bytes:
+        """One key of all, or more often one that the arena has."""
+        there = list(self.objects)
+        return there[number % len(there)] if there and number > len(KEYS) else KEYS[number % len(KEYS)]
+
+    def keys(self, numbers: list[int]) -> list[bytes]:
+        return [self.key(number) for number in numbers]
+
     @property
     def controller(self) -> Cache:
         return self.member(CONTROLLER)[1]
 
     # Writing
 
-    @rule(member=MEMBERS, keys=BATCHES, nbytes=SIZES, temporary=st.booleans())
-    def reserve_write(self, member: int, keys: list[bytes], nbytes: int, temporary: bool) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES, nbytes=SIZES, temporary=st.booleans())
+    def reserve_write(self, member: int, numbers: list[int], nbytes: int, temporary: bool) -> None:
         member, cache = self.member(member)
-        keys = keys[: self.together]
+        keys = [KEYS[number % len(KEYS)] for number in numbers[: self.together]]
         expected = self.foretell_reserve(keys, nbytes)
         evictions = self.evictions()
         batch = cache.reserve_write(keys, nbytes, temporary=temporary)
@@ -218,8 +235,9 @@ class Arena(RuleBasedStateMachine):
             return EXISTS
         return OK if known.owner == member else NOT_OWNER
 
-    @rule(member=MEMBERS, keys=BATCHES, grant=st.none() | EXTRA)
-    def finish_write(self, member: int, keys: list[bytes], grant: int | None) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES, grant=st.none() | EXTRA)
+    def finish_write(self, member: int, numbers: list[int], grant: int | None) -> None:
+        keys = self.keys(numbers)
         member, cache = self.member(member)
         expected = []
         for key in keys:
@@ -231,8 +249,9 @@ class Arena(RuleBasedStateMachine):
         else:
             assert cache.finish_write_and_reserve_read(keys, grant) == expected
 
-    @rule(member=MEMBERS, keys=BATCHES)
-    def abort_write(self, member: int, keys: list[bytes]) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES)
+    def abort_write(self, member: int, numbers: list[int]) -> None:
+        keys = self.keys(numbers)
         member, cache = self.member(member)
         expected = []
         for key in keys:
@@ -241,7 +260,7 @@ class Arena(RuleBasedStateMachine):
                 del self.objects[key]
         assert cache.abort_write(keys) == expected
 
-    @rule(member=MEMBERS, key=KEYS, nbytes=SIZES)
+    @rule(member=MEMBERS, key=st.sampled_from(KEYS), nbytes=SIZES)
     def put(self, member: int, key: bytes, nbytes: int) -> None:
         member, cache = self.member(member)
         expected = self.foretell_reserve([key], nbytes)[0]
@@ -257,15 +276,14 @@ class Arena(RuleBasedStateMachine):
 
     # Reading
 
-    @rule(member=MEMBERS, keys=BATCHES)
-    def look(self, member: int, keys: list[bytes]) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES)
+    def look(self, member: int, numbers: list[int]) -> None:
+        keys = self.keys(numbers)
         _, cache = self.member(member)
         expected = [self.seen(key) for key in keys]
         assert cache.status(keys) == expected
         assert cache.touch(keys) == expected
-        assert cache.lookup(keys) == [*expected, NOT_FOUND, IN_FLIGHT].index(
-            next(status for status in [*expected, NOT_FOUND] if status != OK)
-        )
+        assert cache.lookup(keys) == leading(expected)
 
     def seen(self, key: bytes) -> Status:
         known = self.objects.get(key)
@@ -273,8 +291,9 @@ class Arena(RuleBasedStateMachine):
             return NOT_FOUND
         return OK if known.ready else IN_FLIGHT
 
-    @rule(member=MEMBERS, keys=BATCHES, extra_count=EXTRA)
-    def reserve_read(self, member: int, keys: list[bytes], extra_count: int) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES, extra_count=EXTRA)
+    def reserve_read(self, member: int, numbers: list[int], extra_count: int) -> None:
+        keys = self.keys(numbers)
         _, cache = self.member(member)
         expected = [self.seen(key) for key in keys]
         assert cache.reserve_read(keys, extra_count) == expected
@@ -282,13 +301,14 @@ class Arena(RuleBasedStateMachine):
             if status == OK:
                 self.grant(self.objects[key], extra_count)
 
-    @rule(member=MEMBERS, keys=BATCHES, prefix=st.booleans(), looked_at=st.booleans())
-    def read(self, member: int, keys: list[bytes], prefix: bool, looked_at: bool) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES, prefix=st.booleans(), looked_at=st.booleans())
+    def read(self, member: int, numbers: list[int], prefix: bool, looked_at: bool) -> None:
+        keys = self.keys(numbers)
         member, cache = self.member(member)
         expected = [self.seen(key) for key in keys]
         if prefix:
-            hits = next((i for i, status in enumerate(expected) if status != OK), len(keys))
-            expected[hits + 1 :] = [NOT_FOUND] * len(expected[hits + 1 :])
+            behind = leading(expected) + 1
+            expected[behind:] = [NOT_FOUND] * len(expected[behind:])
         batch = cache.read(keys, prefix=prefix)
         assert batch.status == expected
         found = [(key, self.objects[key]) for key, status in zip(keys, expected, strict=True) if status == OK]
@@ -313,14 +333,16 @@ class Arena(RuleBasedStateMachine):
         if known.temporary and known.shares == 0 and self.objects.get(key) is known:
             del self.objects[key]
 
-    @rule(member=MEMBERS, keys=BATCHES)
-    def finish_read(self, member: int, keys: list[bytes]) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES)
+    def finish_read(self, member: int, numbers: list[int]) -> None:
+        keys = self.keys(numbers)
         member, cache = self.member(member)
         expected = [self.take_back(key, [member]) for key in keys]
         assert cache.finish_read(keys) == expected
 
-    @rule(keys=BATCHES, extra_count=EXTRA)
-    def cancel_read(self, keys: list[bytes], extra_count: int) -> None:
+    @rule(numbers=BATCHES, extra_count=EXTRA)
+    def cancel_read(self, numbers: list[int], extra_count: int) -> None:
+        keys = self.keys(numbers)
         expected = [self.take_back(key, list(range(extra_count + 1))) for key in keys]
         assert self.controller.cancel_read(keys, extra_count) == expected
 
@@ -337,8 +359,9 @@ class Arena(RuleBasedStateMachine):
 
     # Removing
 
-    @rule(member=MEMBERS, keys=BATCHES, force=st.booleans())
-    def delete(self, member: int, keys: list[bytes], force: bool) -> None:
+    @rule(member=MEMBERS, numbers=BATCHES, force=st.booleans())
+    def delete(self, member: int, numbers: list[int], force: bool) -> None:
+        keys = self.keys(numbers)
         _, cache = self.member(member)
         assert cache.delete(keys, force=force) == [self.delete_one(key, force) for key in keys]
 
@@ -346,11 +369,12 @@ class Arena(RuleBasedStateMachine):
         known = self.objects.get(key)
         if known is None:
             return NOT_FOUND
-        if not known.ready or sum(known.held) or (known.shares and not force):
+        if not known.ready or any(known.held) or (known.shares > 0 and not force):
             return LOCKED
         del self.objects[key]
         return OK
 
+    @precondition(lambda self: len(self.objects) > 4)
     @rule(evict=st.booleans())
     def remove_all(self, evict: bool) -> None:
         gone = [known for known in self.objects.values() if not known.stays]
@@ -360,6 +384,7 @@ class Arena(RuleBasedStateMachine):
         else:
             assert self.controller.clear() == len(gone)
 
+    @precondition(lambda self: len(self.objects) > 4)
     @rule(blocks=st.integers(1, 4))
     def evict_some(self, blocks: int) -> None:
         can_go = sum(len(known.blocks) for known in self.objects.values() if not known.stays)

@@ -51,7 +51,7 @@ def test_a_good_run() -> None:
     assert outcome.faults == []
     for part in (
         "10 of 10, by each of 2 workers, in 2.0 s",
-        "40.0 %, 40 of 100 chunks; at best 50.0 %",
+        "40.0 %, 40 of 100 chunks (50.0 % without evictions)",
         "200 chunks, 0.20 GB, 0.10 GB a second",
         "in 0 chunks; every byte was compared",
         "0 GB of chunks; 0.1 MB of keys and answers, by pipe",

@@ -17,6 +17,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from rich.live import Live
 
 import shmcache
 from shmcache_tools.chunks import WORD_BYTES, Pattern
-from shmcache_tools.demo_crew import Crew, Killer
+from shmcache_tools.demo_crew import Crew, Killer, describe_exit
 from shmcache_tools.demo_report import Outcome, Tally, progress, report
 from shmcache_tools.demo_scheduler import DemoError, Scheduler
 from shmcache_tools.demo_worker import GROUP
@@ -67,10 +68,10 @@ A scheduler and tensor-parallel workers replay a stream of requests over one sha
 The scheduler writes the chunks that are missing and grants each worker a share of each chunk; every
 worker reads the chunks in place, compares every byte, and gives its own shares back."""
 _EXAMPLES = """\
-  demo                               made-up conversations, 4 workers
-  demo --kill                        the same, and a random worker is SIGKILLed every second
-  demo --trace trace.jsonl           replay a trace: JSON lines with timestamp and hash_ids
-  demo --capacity 4GiB --workers 8   a larger arena, more workers
+  tools/demo                               made-up conversations, 4 workers
+  tools/demo --kill                        the same, and a random worker is SIGKILLed every second
+  tools/demo --trace trace.jsonl           replay a trace: JSON lines with timestamp and hash_ids
+  tools/demo --capacity 4GiB --workers 8   a larger arena, more workers
 
 Ctrl-C ends it and leaves nothing behind.
 exit codes: 0 every chunk right, no share left, the arena sound; 1 not so, or failed; 2 usage;
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         complain(PROG, f"ended by {interrupted}; nothing is left behind")
         return 128 + interrupted.signum
-    except (DemoError, shmcache.ShmcacheError) as error:
+    except (DemoError, shmcache.ShmcacheError, subprocess.TimeoutExpired) as error:
         # Its lines are a worker's traceback: not to be squeezed into one.
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -236,11 +237,18 @@ def _replay(plan: Plan, console: Console, interrupts: Interrupts) -> Outcome:
                 scheduler.start_workers()
                 scheduler.replay(plan.trace)
             elapsed_s = tally.elapsed_s
-            crew.stop()
+            _stop(crew)
         finally:
             crew.abandon()
             scheduler.drop_guards()
         return Outcome(tally, elapsed_s, crew.pipe_bytes, cache.stats(), cache.verify())
+
+
+def _stop(crew: Crew) -> None:
+    """Let the workers end; one that was killed after its last request is none the worse."""
+    wrong = [code for code in crew.stop() if code not in (0, -signal.SIGKILL)]
+    if wrong:
+        raise DemoError("at its end a worker failed: " + ", ".join(map(describe_exit, wrong)))
 
 
 class Display:

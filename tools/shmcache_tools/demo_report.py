@@ -82,7 +82,7 @@ class Tally:
     finished: int = 0  #: requests that every worker has read and verified
     chunks: int = 0  #: of the requests handed out
     hits: int = 0  #: chunks of those that lookup found
-    read_chunks: list[int] = field(default_factory=list)  #: a rank
+    read_chunks: list[int] = field(init=False)  #: a rank
     mismatches: int = 0
     missing: int = 0  #: chunks that a restarted worker came too late for
     waits: int = 0  #: times the scheduler waited for shares to come back to have room
@@ -225,7 +225,7 @@ def _requests_text(outcome: Outcome) -> str:
 
 def _hits_text(tally: Tally) -> str:
     hits = f"{count_text(tally.hits)} of {count_text(tally.chunks)} chunks"
-    return f"{percent_text(tally.hit_rate)}, {hits}; at best {percent_text(tally.best_hit_rate)}"
+    return f"{percent_text(tally.hit_rate)}, {hits} ({percent_text(tally.best_hit_rate)} without evictions)"
 
 
 def _in_place_text(outcome: Outcome) -> str:
