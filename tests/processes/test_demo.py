@@ -119,7 +119,7 @@ def test_workers_are_killed_and_nothing_is_lost() -> None:
 def test_killing_in_a_small_arena() -> None:
     """Chunks of dead workers are evicted before they come back, and are written again."""
     exit_code, out = _run(
-        *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "1MiB", "--seed", "5"),
+        *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "512KiB", "--seed", "5"),
         *("--requests", "250", "--kill", "0.6"),
     )
     assert exit_code == 0

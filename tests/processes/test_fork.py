@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from arena_support import pattern, run_python
-from processes._crew import Member, state_of
+from processes._crew import Member, state_of, wait_until
 from processes._whole import check_whole
 
 from shmcache import Cache, ReapReport, Status
@@ -100,7 +100,8 @@ def test_a_child_does_not_keep_its_parents_lane(cache: Cache, parent: Member, bi
         assert cache.stats().lanes_dead == 0
         parent.kill()
         assert _is_alive(child)
-        assert cache.stats().lanes_dead == 1
+        wait_until(lambda: cache.stats().lanes_dead == 1)
+        assert _is_alive(child)
         assert cache.reap() == ReapReport(lanes=1, shares=2, writes=1)
         check_whole(cache)
     finally:
@@ -219,7 +220,7 @@ def test_forks_while_threads_work(arena: str, cache: Cache) -> None:
     check_whole(cache)
 
 
-# A child is born while another thread attaches: it must not keep alive what that thread is about to get.
+# Children are born while another thread attaches. A child lets go as soon as it runs, which may take it a moment.
 ATTACHING = """
 import os, sys, threading, time, warnings, shmcache
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -230,7 +231,8 @@ def bear():
     while not enough.is_set():
         pid = os.fork()
         if pid == 0:
-            time.sleep(600)
+            time.sleep(60)
+            os._exit(0)
         children.append(pid)
         time.sleep(0.001)
 
@@ -241,6 +243,9 @@ for _ in range(200):
 enough.set()
 thread.join()
 with shmcache.attach(sys.argv[1]) as cache:
+    deadline = time.monotonic() + 10
+    while cache.stats().lanes_alive > 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
     print(cache.stats().lanes_alive)
 for pid in children:
     os.kill(pid, 9)
@@ -250,5 +255,5 @@ for pid in children:
 def test_forks_while_another_thread_attaches(arena: str, cache: Cache) -> None:
     done = run_python(ATTACHING, arena)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "2\n", "a child keeps a lane of its parent"
+    assert done.stdout == "2\n", "children keep lanes of their parent"
     check_whole(cache)
