@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, EXACT_SLOTS = 2048 };
+enum { RECENCY_US = 4000, EXACT_SLOTS = 256, STALE_US = 100000 };
 #define PINNED UINT64_MAX
 
 static bool lease_over(const struct sc_segment *s, uint32_t slot)
@@ -170,16 +170,17 @@ static uint32_t first_victim(struct sc_segment *s)
     return SC_NO_SLOT;
 }
 
-/* A list of victims goes stale as shares come and go. Where a scan costs next to nothing it is made anew. */
-static void refresh(struct sc_segment *s)
+void sc_refresh_victims(struct sc_segment *s)
 {
-    if (s->g.slots <= EXACT_SLOTS)
-        s->victim_count = s->victim_next = 0;
+    uint64_t now = sc_now_us();
+    if (s->g.slots > EXACT_SLOTS && now - s->victims_us < STALE_US)
+        return;
+    s->victim_count = s->victim_next = 0;
+    s->victims_us = now;
 }
 
 uint64_t sc_evict_one(struct sc_segment *s)
 {
-    refresh(s);
     for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
         struct sc_object o;
         s->victim_next++;
@@ -316,7 +317,6 @@ uint32_t sc_make_run(struct sc_segment *s, uint32_t n)
     uint32_t at = sc_block_find(s, n);
     if (at != SC_NO_SLOT)
         return at;
-    refresh(s);
     /* The smallest score of all, if it and the free blocks beside it suffice, is the cheapest run there is. */
     for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
         struct sc_object o;
@@ -342,25 +342,35 @@ uint32_t sc_make_slot(struct sc_segment *s)
     return slot;
 }
 
-void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth)
+/* The oldest time among some slots, and whether one of them was last touched RECENCY_US ago or never read. */
+static bool is_stale(const struct sc_segment *s, const uint32_t *slots, uint32_t n, uint64_t now_us, uint64_t *oldest_us)
 {
-    /* Scores are plain words that readers store without a lock. So that a hot object's word stays in every
-     * reader's cache, a batch writes only if one of its objects was last touched RECENCY_US ago or never read;
-     * then all get one time, so that of one chain the later keys stay the older. */
-    uint64_t now = sc_now_us(), fresh = sc_score_make(s, now - RECENCY_US, 0xffff, false);
-    uint32_t i = 0;
-    for (; i < n; i++) {
-        uint64_t score = slots[i] == SC_NO_SLOT ? UINT64_MAX : sc_peek(sc_score(s, slots[i]));
-        if (score < fresh || !(score & 1))
-            break;
+    bool stale = false;
+    for (uint32_t i = 0; i < n; i++) {
+        if (slots[i] == SC_NO_SLOT)
+            continue;
+        uint64_t score = sc_peek(sc_score(s, slots[i])), time = sc_score_time(s, score);
+        stale = stale || time + RECENCY_US < now_us || !(score & 1);
+        *oldest_us = time < *oldest_us ? time : *oldest_us;
     }
-    if (i == n)
+    return stale;
+}
+
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint64_t *time_us)
+{
+    /* Scores are plain words that readers store without a lock. So that a hot object's word stays in every reader's
+     * cache, keys that are touched together are written together, and only where one of them needs it. What is not
+     * written lends its time to the keys behind it, so that of one chain the later never look the younger. */
+    uint64_t oldest = *time_us;
+    if (!is_stale(s, slots, n, *time_us, &oldest)) {
+        *time_us = oldest;
         return;
-    for (i = 0; i < n; i++) {
+    }
+    for (uint32_t i = 0; i < n; i++) {
         if (slots[i] == SC_NO_SLOT)
             continue;
         sc_word *w = sc_score(s, slots[i]);
-        uint32_t known = 0xffff - (uint32_t)(sc_peek(w) >> 1 & 0xffff), depth = first_depth + i;
-        sc_poke(w, sc_score_make(s, now, depth > known ? depth : known, true));
+        uint32_t known = sc_score_depth(sc_peek(w)), depth = first_depth + i;
+        sc_poke(w, sc_score_make(s, *time_us, depth > known ? depth : known, true));
     }
 }

@@ -19,6 +19,13 @@ static inline uint64_t sc_score_make(const struct sc_segment *s, uint64_t now_us
     return (now_us - s->epoch_us) << 17 | (uint64_t)(0xffff - (depth < 0xffff ? depth : 0xffff)) << 1 | read;
 }
 
+static inline uint64_t sc_score_time(const struct sc_segment *s, uint64_t score) { return (score >> 17) + s->epoch_us; }
+static inline uint32_t sc_score_depth(uint64_t score) { return 0xffff - (uint32_t)(score >> 1 & 0xffff); }
+
+/* Victims are listed by one scan for many evictions, and the list goes stale as shares come and go. To be called once
+ * a hold of the lock: makes the list anew where it is old, or the scan costs next to nothing. */
+void sc_refresh_victims(struct sc_segment *s);
+
 /* A run of n free blocks, made by evicting what is worth least; SC_NO_SLOT if every run of n contains an object
  * that is being written or has shares, and then nothing was evicted. */
 uint32_t sc_make_run(struct sc_segment *s, uint32_t n);
@@ -32,7 +39,8 @@ bool sc_remove(struct sc_segment *s, uint32_t slot, bool force);
 /* WRITING -> FREE, for the owner or the dead. */
 void sc_abort(struct sc_segment *s, uint32_t slot, uint64_t state);
 
-/* Under the arena lock or not: the readers' side of recency, a batch at a time. */
-void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth);
+/* The readers' side of recency, without a lock: some keys of a batch, the first at first_depth. *time_us begins as the
+ * time of the call and is carried from one part of a batch to the next. */
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint64_t *time_us);
 
 #endif

@@ -67,6 +67,7 @@ static int64_t each_key(struct sc_segment *s, const struct sc_keys *keys, int8_t
         return rc;
     struct sc_key k[SC_CHUNK];
     uint32_t slots[SC_CHUNK];
+    uint64_t now = touch ? sc_now_us() : 0;
     int64_t ok = 0;
     for (uint32_t from = 0; from < keys->n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, keys->n);
@@ -79,7 +80,7 @@ static int64_t each_key(struct sc_segment *s, const struct sc_keys *keys, int8_t
                 slots[i] = SC_NO_SLOT;
         }
         if (touch)
-            sc_touch(s, slots, m, from);
+            sc_touch(s, slots, m, from, &now);
     }
     sc_leave(s);
     return ok;
@@ -140,6 +141,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
     struct sc_key k[SC_CHUNK];
     uint32_t slots[SC_CHUNK], hits = 0, misses = 0, claims = 0;
+    uint64_t now = sc_now_us();
     bool go = true;
     for (uint32_t from = 0; from < n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, n);
@@ -161,7 +163,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
                 go = !(flags & SC_PREFIX);
             }
         }
-        sc_touch(s, slots, m, from);
+        sc_touch(s, slots, m, from, &now);
     }
     sc_tally(s, SC_read_hits, hits);
     sc_tally(s, SC_read_misses, misses);

@@ -34,6 +34,7 @@ struct sc_segment {
     /* scratch of evict.c, guarded by the arena lock */
     struct sc_victim victims[SC_VICTIMS];
     uint32_t victim_count, victim_next;
+    uint64_t victims_us;         /* when they were listed */
     uint64_t *costs;             /* a cost a block; allocated at the first search for a run */
 
     struct sc_segment *next, *prev; /* the registry of fork handling */

@@ -44,7 +44,8 @@ struct sc_config {
 };
 
 /* What became of a key that was to be reserved or read, and its object where status is SC_OK. offset counts from the
- * start of the payload; nbytes is 0 in a record that was never filled. batch.py knows that offset and nbytes come first, that status is last, and the size. */
+ * start of the payload; nbytes is 0 in a record that was never filled. batch.py
+ * knows this order. */
 struct sc_ref {
     uint64_t offset, nbytes;
     uint32_t slot, generation, layout;

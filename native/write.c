@@ -7,7 +7,7 @@ enum { SC_HOLD = 1024 }; /* keys a hold of the arena lock */
 
 static uint32_t hold_of(uint32_t from, uint32_t n) { return n - from < SC_HOLD ? n - from : SC_HOLD; }
 
-struct demand { uint64_t nbytes; uint32_t layout; bool temporary; };
+struct demand { uint64_t nbytes, now_us; uint32_t layout; bool temporary; };
 
 /* What stands in the way of writing this key; SC_OK: nothing, or nothing any more. */
 static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k, uint64_t now_us)
@@ -25,7 +25,7 @@ static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k
             sc_reap_lane(s, owner, &r);
         return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_IN_FLIGHT;
     }
-    if (now_us - sc_peek(&sc_slot(s, slot)->reserved_us) <= s->write_lease_us)
+    if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us)
         return SC_IN_FLIGHT;
     /* The writer is stuck beyond its lease: it loses the key, and keeps the memory until it is done with it. */
     if (!sc_cas(&sc_slot(s, slot)->state, &state, state | SC_DETACHED))
@@ -65,7 +65,7 @@ static void fill(struct sc_segment *s, uint32_t slot, const struct sc_key *k, co
 static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, const struct demand *d, uint32_t depth,
                               bool *reaped, struct sc_ref *ref)
 {
-    uint64_t now = sc_now_us(), blocks = (d->nbytes + s->g.block_size - 1) / s->g.block_size;
+    uint64_t now = d->now_us, blocks = (d->nbytes + s->g.block_size - 1) / s->g.block_size;
     enum sc_status st = clear_the_way(s, k, now);
     uint32_t block, slot;
     struct sc_reaped r = {0};
@@ -124,8 +124,8 @@ static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, sc_c
     int rc = 0;
     for (uint32_t from = 0; from < keys->n; from += SC_HOLD) {
         uint32_t end = from + hold_of(from, keys->n);
-        if (rc == 0)
-            rc = sc_begin(s, s->lock_timeout_us, &r);
+        if (rc == 0 && (rc = sc_begin(s, s->lock_timeout_us, &r)) == 0)
+            sc_refresh_victims(s);
         for (uint32_t at = from; at < end; at++) {
             if (rc == 0 && (at - from) % SC_CHUNK == 0)
                 sc_keys_load(s, keys, at, sc_chunk_of(at, end), k);
@@ -141,6 +141,7 @@ static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, sc_c
 }
 
 struct demands {
+    uint64_t now_us; /* one time for all keys of a batch, so that of one chain the later goes first */
     const uint64_t *nbytes;
     const uint32_t *layouts;
     bool each, temporary, reaped;
@@ -151,7 +152,7 @@ static enum sc_status visit_reserve(struct sc_segment *s, const struct sc_key *k
 {
     struct demands *all = arg;
     uint32_t i = all->each ? at : 0;
-    struct demand d = {all->nbytes[i], all->layouts[i], all->temporary};
+    struct demand d = {all->nbytes[i], all->now_us, all->layouts[i], all->temporary};
     enum sc_status st = k ? reserve(s, k, &d, at, &all->reaped, &all->refs[at]) : SC_LOCKED;
     all->refs[at].status = (uint16_t)st;
     sc_tally(s, SC_no_space, st == SC_NO_SPACE);
@@ -176,7 +177,7 @@ int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width,
     if (rc < 0)
         return rc;
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    struct demands d = {nbytes, layouts, each, temporary, false, refs};
+    struct demands d = {sc_now_us(), nbytes, layouts, each, temporary, false, refs};
     int64_t ok = under_lock(s, &keys, visit_reserve, &d);
     if (ok >= 0) {
         sc_tally(s, SC_reservations, (uint64_t)ok);
@@ -432,6 +433,7 @@ int64_t sc_evict(struct sc_segment *s, uint64_t nbytes)
     uint64_t freed = 0, one = 1;
     bool reaped = false;
     while (freed < nbytes && one && (rc = sc_begin(s, s->lock_timeout_us, &r)) == 0) {
+        sc_refresh_victims(s);
         for (int i = 0; i < SC_HOLD && freed < nbytes && (one = sc_evict_one(s)); i++)
             freed += one;
         if (!one && !reaped) {

@@ -108,20 +108,20 @@ class Attachment:
             self._numbers[layout] = number
         return number
 
-    def layout_of(self, ref: Any) -> Layout:
-        """The layout of an object that was read; of a plain byte count, uint8. ArenaDamagedError."""
-        if ref.layout == 0:
-            plain = self._plain.get(ref.nbytes)
+    def layout_of(self, number: int, nbytes: int) -> Layout:
+        """The layout of an object that was read; uint8 where the number is 0, a plain byte count. ArenaDamagedError."""
+        if number == 0:
+            plain = self._plain.get(nbytes)
             if plain is None:
-                plain = self._plain[ref.nbytes] = Layout((ref.nbytes,), "uint8")
+                plain = self._plain[nbytes] = Layout((nbytes,), "uint8")
             return plain
-        layout = self._layouts.get(ref.layout)
+        layout = self._layouts.get(number)
         if layout is None:
-            layout = self._layouts[ref.layout] = self._layout_at(ref.layout)
-        if layout.nbytes != ref.nbytes:
+            layout = self._layouts[number] = self._layout_at(number)
+        if layout.nbytes != nbytes:
             raise errors.ArenaDamagedError(
-                f"arena {self.name!r}: an object of {ref.nbytes} bytes has a layout of {layout.nbytes}; "
-                "destroy the arena and make it anew"
+                f"arena {self.name!r}: an object of {nbytes} bytes has a layout of {layout.nbytes}; destroy the arena "
+                "and make it anew"
             )
         return layout
 

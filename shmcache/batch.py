@@ -19,6 +19,7 @@ from shmcache.status import OK, Status, statuses
 from shmcache.views import Loan
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from typing_extensions import Self
 
 __all__ = ["ReadBatch", "WriteBatch"]
@@ -98,16 +99,21 @@ class _Batch:
         if self._ok == len(self) == 1:  # the common read of one key needs no numpy
             ref = self._refs[0]
             return [ref.offset], [ref.offset + ref.nbytes]
-        # The first two words of a struct sc_ref are offset and nbytes.
-        words = np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, _REF_BYTES // 8)
+        words = self._words()
         stops = words[:, 0] + words[:, 1]
         if self._ok < len(self):
-            stops[np.frombuffer(codes_of(self._refs), np.uint8) != OK] = 0
+            stops[words[:, 3] >> 48 != OK] = 0
         return words[:, 0].tolist(), stops.tolist()
 
     def _layouts(self) -> list[Layout | None]:
-        get = self._attachment.layout_of
-        return [get(ref) if ref.status == OK else None for ref in self._refs]
+        get, words = self._attachment.layout_of, self._words()
+        numbers, sizes, codes = words[:, 3] & 0xFFFFFFFF, words[:, 1], words[:, 3] >> 48
+        found = zip(numbers.tolist(), sizes.tolist(), codes.tolist(), strict=True)
+        return [get(number, nbytes) if code == OK else None for number, nbytes, code in found]
+
+    def _words(self) -> npt.NDArray[np.uint64]:
+        """One row a ``struct sc_ref``: offset, nbytes, slot and generation, and layout below temporary and status."""
+        return np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, 4)
 
 
 class ReadBatch(_Batch):

@@ -142,45 +142,46 @@ class Layout:
             pairs.append(([int(n) for n in match[2].split(",")] if match[2] else [], match[1]))
         return cls(pairs)
 
-    def arrays(self, buffer: npt.NDArray[np.uint8]) -> Array | tuple[Array, ...]:
+    def arrays(self, buffer: npt.NDArray[np.uint8], start: int = 0) -> Array | tuple[Array, ...]:
         """numpy arrays over the bytes of one object, without a copy.
 
-        ``buffer``: uint8, one-dimensional, contiguous, at least ``nbytes`` long. Returns one array, or a
+        ``buffer``: uint8, one-dimensional, contiguous; the object is ``nbytes`` of it from ``start`` on. Returns one
+        array, or a
         tuple where the layout has several tensors; read-only if ``buffer`` is. A dtype that numpy lacks
         (bfloat16, float8) comes as unsigned integers of its width.
 
         Each array, and each slice of one, refers to ``buffer`` itself where ``buffer`` is the first array
         over its memory (as from ``np.frombuffer``); for a slice of another array numpy refers to that one.
         """
-        self._check(buffer)
-        arrays = tuple(np.ndarray(s.shape, _DTYPES[s.dtype].numpy, buffer, s.offset) for s in self.specs)
-        return arrays[0] if len(arrays) == 1 else arrays
+        self._check(buffer, start)
+        arrays = [np.ndarray(s.shape, _DTYPES[s.dtype].numpy, buffer, start + s.offset) for s in self.specs]
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
-    def tensors(self, buffer: npt.NDArray[np.uint8]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def tensors(self, buffer: npt.NDArray[np.uint8], start: int = 0) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """torch tensors over the bytes of one object, without a copy; like :meth:`arrays`, with all dtypes.
 
         torch has no read-only tensors: writing into one whose ``buffer`` is read-only memory ends the
         process (SIGSEGV). Each tensor, and each view of one, refers to ``buffer``.
         """
-        self._check(buffer)
+        self._check(buffer, start)
         arrays: Iterable[Array]
         if buffer.flags.writeable:
-            arrays = [np.ndarray(s.shape, _DTYPES[s.dtype].numpy, buffer, s.offset) for s in self.specs]
+            arrays = [np.ndarray(s.shape, _DTYPES[s.dtype].numpy, buffer, start + s.offset) for s in self.specs]
         else:
-            address = buffer.__array_interface__["data"][0]
+            address = buffer.__array_interface__["data"][0] + start
             arrays = [np.asarray(_Unguarded(buffer, address + s.offset, s)) for s in self.specs]
         tensors = tuple(map(_tensor, arrays, self.specs))
         return tensors[0] if len(tensors) == 1 else tensors
 
-    def _check(self, buffer: npt.NDArray[np.uint8]) -> None:
+    def _check(self, buffer: npt.NDArray[np.uint8], start: int) -> None:
         if not isinstance(buffer, np.ndarray):
             raise TypeError(f"buffer: expected a numpy array, got {type(buffer).__name__}")
         if buffer.dtype != _UINT8 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
             raise ValueError(
                 f"buffer: expected a contiguous one-dimensional uint8 array, got {buffer.dtype} of shape {buffer.shape}"
             )
-        if buffer.nbytes < self.nbytes:
-            raise ValueError(f"buffer: expected at least {self.nbytes} bytes, got {buffer.nbytes}")
+        if not 0 <= start <= buffer.nbytes - self.nbytes:
+            raise ValueError(f"buffer: expected {self.nbytes} bytes from {start} on, got {buffer.nbytes} in all")
 
 
 class _Unguarded:

@@ -71,17 +71,13 @@ class Loan:
 
     def arrays(self, layouts: list[Layout | None]) -> list[Any]:
         """One array (or tuple of them) a key, by the key's layout; None where the key has none."""
-        return [
-            None if layout is None else layout.arrays(self._base[start:stop])
-            for start, stop, layout in zip(self._starts, self._stops, layouts, strict=True)
-        ]
+        spans = zip(self._starts, layouts, strict=True)
+        return [None if layout is None else layout.arrays(self._base, start) for start, layout in spans]
 
     def tensors(self, layouts: list[Layout | None]) -> list[Any]:
         """The same as torch tensors."""
-        return [
-            None if layout is None else layout.tensors(self._base[start:stop])
-            for start, stop, layout in zip(self._starts, self._stops, layouts, strict=True)
-        ]
+        spans = zip(self._starts, layouts, strict=True)
+        return [None if layout is None else layout.tensors(self._base, start) for start, layout in spans]
 
     def in_use(self) -> bool:
         """Whether an array, a tensor or a slice of a view is alive. The views themselves do not count."""

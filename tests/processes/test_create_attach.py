@@ -152,6 +152,24 @@ def test_an_arena_that_was_half_destroyed_is_gone(arena: str, config: ArenaConfi
         check_whole(cache)
 
 
+def test_creators_are_killed(arena_name: str, start: Start) -> None:
+    """The arena is whole, or there is none."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    config = ArenaConfig("8MiB", block_size="4KiB", lanes=4, populate=True)
+    for _ in range(20):
+        creator = start()
+        creator.begin(
+            f"while True:\n    shmcache.create({arena_name!r}, shmcache.{config!r})\n    shmcache.destroy({arena_name!r})"
+        )
+        time.sleep(chance.uniform(0, 0.02))
+        creator.kill()
+        with shmcache.attach(arena_name, create=config) as cache:
+            check_whole(cache)
+        shmcache.destroy(arena_name)
+
+
 # The door
 
 DOORMAN = f"""

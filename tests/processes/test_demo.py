@@ -120,7 +120,7 @@ def test_killing_in_a_small_arena() -> None:
     """Chunks of dead workers are evicted before they come back, and are written again."""
     exit_code, out = _run(
         *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "512KiB", "--seed", "5"),
-        *("--requests", "250", "--kill", "0.6"),
+        *("--requests", "500", "--kill", "0.4"),
     )
     assert exit_code == 0
     assert _number(out, r"workers died +([\d,]+), with") > 0

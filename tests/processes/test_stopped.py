@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from arena_support import pattern
+from arena_support import TIMEOUT_S, pattern
 from processes._crew import Member, wait_until
 from processes._segment import Segment
 from processes._whole import check_whole
@@ -101,6 +101,24 @@ def test_reading_goes_on(cache: Cache, holder: Member) -> None:
     assert cache.stats().lanes_alive == 2
     _resume(holder)
     holder.kill()
+    check_whole(cache)
+
+
+@pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", lanes=8, lock_timeout_s=TIMEOUT_S)])
+def test_a_reader_that_waits_does_not_wait_for_the_holder(arena: str, cache: Cache, enlist: Enlist) -> None:
+    """There is a dead lane, which it would like to reap, but cannot."""
+    dead, holder, writer = enlist(), enlist(), enlist()
+    writer.do("batch = cache.reserve_write([b'w'], 100)")
+    holder.do(f"segment = Segment({arena!r}); segment.take_lock(cache.lane)")
+    holder.stop()
+    dead.kill()
+    begun = time.monotonic()
+    assert cache.read([b"w"], wait_s=0.2).status == [IN_FLIGHT]
+    assert time.monotonic() - begun < TIMEOUT_S / 2
+    holder.resume()
+    holder.do("segment.give_lock()")
+    for member in (holder, writer):
+        member.kill()
     check_whole(cache)
 
 

@@ -423,5 +423,5 @@ class TestBuffers:
 
     @pytest.mark.parametrize("nbytes", [0, 15])
     def test_too_short(self, method: str, nbytes: int) -> None:
-        with pytest.raises(ValueError, match=f"^buffer: expected at least 16 bytes, got {nbytes}$"):
+        with pytest.raises(ValueError, match=f"^buffer: expected 16 bytes from 0 on, got {nbytes} in all$"):
             self.make(method, np.zeros(nbytes, np.uint8))

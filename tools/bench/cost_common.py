@@ -46,9 +46,10 @@ class Cost:
 
 @dataclass
 class Ratio:
-    """A peer that does the same work: its nanoseconds for one unit, and how many times as long as ours that is."""
+    """A peer that does the same work: nanoseconds for one unit, and how many times as long as ours that is."""
 
-    ns: float
+    median: float
+    best: float
     times: float
 
 
@@ -104,7 +105,7 @@ def cost_of(name: str, unit: str, run: Run, **more: Any) -> Cost:
 def compare(cost: Cost, peer: str, ours: Run, theirs: Run) -> None:
     """Adds a peer that took its repeats in turn with ours: the ratio is the median over pairs of repeats."""
     pairs = zip(theirs.wall, ours.wall, strict=True)
-    cost.peers[peer] = Ratio(median(theirs.wall), median(theirs / ours for theirs, ours in pairs))
+    cost.peers[peer] = Ratio(median(theirs.wall), min(theirs.wall), median(theirs / ours for theirs, ours in pairs))
 
 
 @contextmanager

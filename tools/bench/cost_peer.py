@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
-try:
-    import lmdb
-except ImportError:
-    lmdb = None
+lmdb: Any = None
+with suppress(ImportError):
+    lmdb = import_module("lmdb")
 
 MISSING = "lmdb is not installed, so there is no peer to compare with; pip install '.[bench]'"
 
@@ -27,7 +27,7 @@ def environment(nbytes: int) -> Iterator[Any]:
     if lmdb is None:
         yield None
         return
-    folder = tempfile.mkdtemp(prefix="shmcache-bench-", dir="/dev/shm")  # noqa: S108 # tmpfs is what is compared
+    folder = tempfile.mkdtemp(prefix="shmcache-bench-", dir="/dev/shm")  # tmpfs is what is compared
     try:
         env = lmdb.open(
             folder,

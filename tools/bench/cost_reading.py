@@ -17,7 +17,7 @@ from cost_common import WIDTH, Cost, Run, Work, alternate, arena, compare, cost_
 import shmcache
 
 BATCH = 256
-BATCHES = 32  # a repeat
+BATCHES = 128  # a repeat
 SINGLES = 2048  # a repeat
 OBJECT = 4096  # bytes
 
@@ -115,9 +115,7 @@ def _single_costs(
     return _measured([(what, Run(work, singles), goal) for what, work, goal in works], peers, repeats)
 
 
-def _measured(
-    labelled: Sequence[tuple[str, Run, float | None]], peers: dict[str, Run], repeats: int
-) -> list[Cost]:
+def _measured(labelled: Sequence[tuple[str, Run, float | None]], peers: dict[str, Run], repeats: int) -> list[Cost]:
     alternate([*(run for _, run, _ in labelled), *peers.values()], repeats)
     measured = []
     for label, run, goal in labelled:

@@ -1,0 +1,165 @@
+"""What the processes of a stress test do: random operations on a few hot keys, with every byte that is read checked."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shmcache import Cache, ReadBatch, Status
+
+OK = Status.OK
+BLOCK = 4096
+MOST_BYTES = 3 * BLOCK
+_NONCE = 16
+
+
+def fill(view: memoryview, key: bytes, chance: random.Random) -> None:
+    """Writes an object: a number that no other object has, and after it what only this key and number give."""
+    nonce = chance.randbytes(_NONCE)
+    view[:_NONCE] = nonce
+    view[_NONCE:] = hashlib.shake_128(key + nonce).digest(len(view) - _NONCE)
+
+
+def check(view: memoryview, key: bytes) -> bytes:
+    """Every byte is of one object of that key; its number."""
+    nonce = bytes(view[:_NONCE])
+    assert view[_NONCE:] == hashlib.shake_128(key + nonce).digest(len(view) - _NONCE), f"wrong bytes under {key!r}"
+    return nonce
+
+
+def check_all(batch: ReadBatch) -> list[bytes | None]:
+    """The same for each object of a batch."""
+    return [None if view is None else check(view, key) for key, view in zip(batch.keys, batch.views, strict=True)]
+
+
+class Worker:
+    """Random operations by one cache. ``operations`` are names of methods; ``done`` counts what was checked."""
+
+    def __init__(self, cache: Cache, keys: list[bytes], seed: int) -> None:
+        self.cache = cache
+        self.keys = keys
+        self.chance = random.Random(seed)
+        self.done = 0
+
+    def work(self, operations: list[str], seconds: float) -> int:
+        """Does them for so long: how many objects were checked."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            getattr(self, self.chance.choice(operations))()
+        return self.done
+
+    def _some(self) -> list[bytes]:
+        return self.chance.sample(self.keys, self.chance.randint(1, 3))
+
+    def _one(self) -> list[bytes]:
+        return [self.chance.choice(self.keys)]
+
+    def _pause(self) -> None:
+        time.sleep(self.chance.choice((0, 0, 0, 0.0001, 0.001)))
+
+    @contextmanager
+    def _written(self, *, temporary: bool = False) -> Iterator[list[Status]]:
+        """Reserves some keys and fills them; the with block may publish, or else they are aborted."""
+        keys = self._some()
+        sizes: list[int] = [self.chance.randint(_NONCE, MOST_BYTES) for _ in keys]
+        batch = self.cache.reserve_write(keys, sizes, temporary=temporary)
+        for key, view in zip(keys, batch.views, strict=True):
+            if view is not None:
+                fill(view, key, self.chance)
+        self._pause()
+        self._batch = batch
+        yield batch.status
+
+    def write(self) -> None:
+        with self._written() as reserved:
+            assert self._batch.publish() == reserved
+
+    def write_and_read(self) -> None:
+        """What is published with a share cannot go before the share was used."""
+        with self._written(temporary=self.chance.random() < 0.5) as reserved:
+            assert self._batch.publish_and_reserve_read() == reserved
+            keys = [key for key, status in zip(self._batch.keys, reserved, strict=True) if status == OK]
+        self._pause()
+        with self.cache.read(keys) as batch:
+            assert batch.hits == len(keys), "a reserved share did not protect its object"
+            self.done += len(check_all(batch))
+
+    def abandon(self) -> None:
+        with self._written() as reserved:
+            assert self._batch.abort() == reserved
+
+    def put(self) -> None:
+        (key,) = self._one()
+        data = bytearray(self.chance.randint(_NONCE, MOST_BYTES))
+        fill(memoryview(data), key, self.chance)
+        self.cache.put(key, data)
+
+    def delete(self) -> None:
+        self.cache.delete(self._some())
+
+    def delete_by_force(self) -> None:
+        self.cache.delete(self._some(), force=True)
+
+    def evict(self) -> None:
+        self.cache.evict(self.chance.randint(1, MOST_BYTES))
+
+    def reap(self) -> None:
+        self.cache.reap()
+
+    def verify(self) -> None:
+        assert self.cache.verify() == []
+
+    def read(self) -> None:
+        """The same objects for as long as they are held."""
+        with self.cache.read(self._some(), prefix=self.chance.random() < 0.5) as batch:
+            first = check_all(batch)
+            self._pause()
+            assert check_all(batch) == first, "an object changed under a reader"
+            self.done += sum(nonce is not None for nonce in first)
+
+    def read_twice(self) -> None:
+        """What is held stays what its key finds."""
+        keys = self._some()
+        with self.cache.read(keys) as batch:
+            held = {key: nonce for key, nonce in zip(keys, check_all(batch), strict=True) if nonce is not None}
+            self._pause()
+            with self.cache.read(list(held) or keys) as again:
+                found = dict(zip(again.keys, check_all(again), strict=True))
+                assert {key: found.get(key) for key in held} == held, "a held object left"
+            self.done += len(held)
+
+    def wait_and_read(self) -> None:
+        with self.cache.read(self._one(), wait_s=0.005) as batch:
+            self.done += sum(nonce is not None for nonce in check_all(batch))
+
+    def grant_and_read(self) -> None:
+        keys = self._some()
+        granted = [key for key, status in zip(keys, self.cache.reserve_read(keys), strict=True) if status == OK]
+        self._pause()
+        with self.cache.read(granted) as batch:
+            assert batch.hits == len(granted), "a reserved share did not protect its object"
+            self.done += len(check_all(batch))
+
+    def grant_and_give_back(self) -> None:
+        keys = self._some()
+        granted = [key for key, status in zip(keys, self.cache.reserve_read(keys), strict=True) if status == OK]
+        self._pause()
+        assert self.cache.finish_read(granted) == [OK] * len(granted), "a reserved share was lost"
+
+    # Among others of a group, whose shares these are
+
+    def grant(self) -> None:
+        self.cache.reserve_read(self._some(), self.cache.world_size - 1)
+
+    def write_and_grant(self) -> None:
+        with self._written(temporary=self.chance.random() < 0.5) as reserved:
+            assert self._batch.publish_and_reserve_read(self.cache.world_size - 1) == reserved
+
+    def take_back(self) -> None:
+        self.cache.cancel_read(self._some(), self.cache.world_size - 1)
+
+    def give_back(self) -> None:
+        self.cache.finish_read(self._some())
