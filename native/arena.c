@@ -186,17 +186,17 @@ int sc_close(struct sc_segment *s)
     }
     if (s->lane != SC_NO_SLOT)
         leave_lane(s);
-    close(s->lock_fd);
-    s->lock_fd = -1;
+    sc_segment_shut(s);
     return 0;
 }
 
 int sc_retire(struct sc_segment *s, bool force, uint32_t *pid)
 {
-    *pid = 0;
     int rc = sc_door_open(s, s->lock_timeout_us);
-    if (rc < 0)
+    if (rc < 0) {
+        *pid = sc_peek32(&sc_header(s)->door_pid);
         return rc;
+    }
     for (uint32_t lane = 0; lane < s->g.lanes && !force && !sc_load32(&sc_header(s)->retired); lane++) {
         if (lane == s->lane || !sc_lane_held(s, lane))
             continue;
@@ -220,13 +220,13 @@ static bool something_to_reap(const struct sc_segment *s)
     return false;
 }
 
-int sc_reap(struct sc_segment *s, struct sc_reaped *r)
+int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r)
 {
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
     *r = (struct sc_reaped){0};
-    if (something_to_reap(s) && (rc = sc_begin(s, s->lock_timeout_us, r)) == 0) {
+    if (something_to_reap(s) && (rc = sc_begin(s, wait ? s->lock_timeout_us : 0, r)) == 0) {
         sc_reap_dead(s, r);
         sc_end(s);
     }

@@ -2,6 +2,8 @@
 #include "segment.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -121,15 +123,20 @@ static void after_fork_child(void)
 }
 static void registry_init(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
 
-static void registry_add(struct sc_segment *s)
+/* Another open file description of the same file, known to after_fork_child from its first moment on. */
+static int open_locks(struct sc_segment *s, int fd, bool writable)
 {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     pthread_once(&registry_once, registry_init);
     pthread_mutex_lock(&registry_mutex);
+    s->lock_fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
     s->next = registry;
     if (registry)
         registry->prev = s;
     registry = s;
     pthread_mutex_unlock(&registry_mutex);
+    return s->lock_fd < 0 ? SC_E_SYSTEM : 0;
 }
 
 static void registry_remove(struct sc_segment *s)
@@ -144,36 +151,48 @@ static void registry_remove(struct sc_segment *s)
     pthread_mutex_unlock(&registry_mutex);
 }
 
-int sc_segment_open(int fd, int lock_fd, bool writable, struct sc_segment **out)
+int sc_segment_open(int fd, bool writable, struct sc_segment **out)
 {
     struct sc_segment *s = calloc(1, sizeof *s);
     if (!s)
         return SC_E_MEMORY;
     int rc = check(fd, s);
-    if (rc == 0) {
-        s->base_bytes = s->g.metadata;
-        s->base = mmap(NULL, s->base_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
-        if (s->base == MAP_FAILED)
-            rc = SC_E_MEMORY;
-    }
     if (rc < 0) {
         free(s);
         return rc;
     }
-    s->lock_fd = lock_fd;
     s->lane = SC_NO_SLOT;
     pthread_mutex_init(&s->mutex, NULL);
-    registry_add(s);
-    *out = s;
-    return 0;
+    s->base_bytes = s->g.metadata;
+    s->base = mmap(NULL, s->base_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    if (s->base == MAP_FAILED) {
+        s->base = NULL;
+        rc = SC_E_MEMORY;
+    }
+    int locks = open_locks(s, fd, writable);
+    if (rc == 0)
+        rc = locks;
+    if (rc < 0)
+        sc_segment_free(s);
+    else
+        *out = s;
+    return rc;
+}
+
+void sc_segment_shut(struct sc_segment *s)
+{
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    s->lock_fd = -1;
+    if (s->base)
+        munmap(s->base, s->base_bytes);
+    s->base = NULL;
 }
 
 void sc_segment_free(struct sc_segment *s)
 {
     registry_remove(s);
-    munmap(s->base, s->base_bytes);
-    if (s->lock_fd >= 0)
-        close(s->lock_fd);
+    sc_segment_shut(s);
     free(s->costs);
     free(s);
 }

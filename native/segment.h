@@ -42,7 +42,8 @@ struct sc_segment {
 
 int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g);
 
-/* sc_segment_open maps the metadata of the segment behind fd after checking it; on success *out owns lock_fd. */
+/* Unmaps what sc_segment_open mapped and lets go of the locks; the struct stays, so that late callers find it closed. */
+void sc_segment_shut(struct sc_segment *s);
 
 /* Passes unless the segment is closed, forked or fenced; sc_leave after. */
 int sc_enter(struct sc_segment *s);

@@ -82,7 +82,8 @@ struct sc_segment;
 /* The segment's file. */
 int sc_segment_bytes(const struct sc_config *c, uint64_t *segment_bytes, uint64_t *metadata_bytes);
 int sc_format(int fd, const struct sc_config *c);
-int sc_segment_open(int fd, int lock_fd, bool writable, struct sc_segment **out);
+/* Maps the metadata of the segment behind fd after checking it, and opens the file once more for its locks. */
+int sc_segment_open(int fd, bool writable, struct sc_segment **out);
 void sc_segment_free(struct sc_segment *s);
 void sc_formats(int fd, uint64_t *found, uint64_t *own);
 int sc_back(struct sc_segment *s, uint64_t block, uint64_t n);
@@ -93,7 +94,7 @@ int sc_join(struct sc_segment *s, const char *group, uint32_t group_bytes, int32
             uint32_t *pid);
 int sc_close(struct sc_segment *s);
 /* Nobody may join any more. On success the caller is in the door: it unlinks the segment's name, then calls
- * sc_door_close. On SC_E_BUSY *pid is a live lane's, or 0 for somebody in the door. */
+ * sc_door_close. On SC_E_BUSY *pid is a live lane's, or of who is in the door. */
 int sc_retire(struct sc_segment *s, bool force, uint32_t *pid);
 void sc_door_close(struct sc_segment *s);
 
@@ -139,7 +140,8 @@ int64_t sc_layout_number(struct sc_segment *s, const char *spec, uint32_t spec_b
 int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *spec_bytes);
 
 /* The whole. */
-int sc_reap(struct sc_segment *s, struct sc_reaped *r);
+/* SC_E_BUSY at once where the lock cannot be had, unless wait is set. */
+int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r);
 int64_t sc_verify(struct sc_segment *s, char *report, uint64_t report_bytes);
 void sc_get_info(const struct sc_segment *s, struct sc_info *info);
 void sc_count_objects(const struct sc_segment *s, struct sc_info *info);

@@ -17,14 +17,12 @@ Handle = Any  #: a ``struct sc_segment *``, freed with its last reference
 new: Final = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-def open_segment(name: str, fd: int, lock_fd: int, *, writable: bool) -> Handle:
-    """The core's view of the segment behind ``fd``. It owns ``lock_fd`` from here on, also on failure."""
+def open_segment(name: str, fd: int, *, writable: bool) -> Handle:
+    """The core's view of the segment behind ``fd``, which stays the caller's."""
     out = ffi.new("struct sc_segment **")
-    code = lib.sc_segment_open(fd, lock_fd, writable, out)
+    code = lib.sc_segment_open(fd, writable, out)
     if code < 0:
-        error = ffi.errno
-        os.close(lock_fd)
-        raise_code(name, code, fd=fd, error=error)
+        raise_code(name, code, fd=fd, error=ffi.errno)
     return ffi.gc(out[0], lib.sc_segment_free)
 
 

@@ -9,7 +9,7 @@ from shmcache import errors, segment, snapshot
 from shmcache._binding import Handle, ffi, lib, open_segment, process_state, raise_code
 from shmcache.attachment import Attachment, Membership
 from shmcache.cache import Cache
-from shmcache.config import MAX_LANES, ArenaConfig, check_fingerprint, check_name, shown
+from shmcache.config import MAX_LANES, ArenaConfig, check_bool, check_fingerprint, check_name, shown
 from shmcache.stats import ArenaInfo
 
 __all__ = ["arenas", "attach", "create", "destroy", "inspect"]
@@ -75,15 +75,16 @@ def destroy(name: str, *, force: bool = False) -> None:
     until they close it. What is no readable arena needs ``force``, too. ArenaNotFoundError.
     """
     check_name(name)
+    check_bool(force, "force")
     try:
-        fd, lock_fd = segment.open_pair(name)
+        fd = segment.open_file(name)
     except errors.ArenaPermissionError:
         if not force:
             raise
         segment.unlink_unread(name)
         return
     try:
-        handle = open_segment(name, fd, lock_fd, writable=True)
+        handle = open_segment(name, fd, writable=True)
         _retire(name, handle, fd, force=force)
     except (errors.ArenaDamagedError, errors.ArenaVersionError):
         if not force:
@@ -107,7 +108,7 @@ def inspect(name: str) -> ArenaInfo:
     fd = segment.open_file(name, writable=False)
     path = str(segment.path_of(name))
     try:
-        handle = open_segment(name, fd, os.dup(fd), writable=False)
+        handle = open_segment(name, fd, writable=False)
         info = snapshot.arena_info(name, path, handle, fd)
         _check_boot(name, handle)
     except (errors.ArenaDamagedError, errors.ArenaVersionError) as error:
@@ -128,9 +129,9 @@ def _create_unless_there(name: str, config: ArenaConfig) -> None:
 
 def _join(name: str, member: Membership, fingerprint: str | None) -> Cache | None:
     """None: the arena lost its name meanwhile; look again."""
-    fd, lock_fd = segment.open_pair(name)
+    fd = segment.open_file(name)
     try:
-        handle = open_segment(name, fd, lock_fd, writable=True)
+        handle = open_segment(name, fd, writable=True)
         try:
             return _take_lane(name, handle, fd, member, fingerprint)
         except BaseException:
@@ -164,7 +165,8 @@ def _retire(name: str, handle: Handle, fd: int, *, force: bool) -> None:
     code = lib.sc_retire(handle, force, pid)
     if code == lib.SC_E_BUSY and pid[0]:
         raise errors.ArenaBusyError(
-            f"arena {name!r}: process {pid[0]} ({process_state(pid[0])}) is attached; stop it, or use force"
+            f"arena {name!r}: process {pid[0]} ({process_state(pid[0])}) is attached, or comes or goes at this moment; "
+            f"stop it{'' if force else ', or use force'}"
         )
     if code < 0:
         raise_code(name, code, error=ffi.errno)

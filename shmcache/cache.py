@@ -15,7 +15,7 @@ from shmcache._binding import ffi, lib, new
 from shmcache._keys import BytesLike, Keys, Packed, pack
 from shmcache.attachment import Attachment
 from shmcache.batch import ReadBatch, WriteBatch, codes_of
-from shmcache.config import check_extra_count, shown
+from shmcache.config import check_bool, check_extra_count, shown
 from shmcache.layout import MAX_NBYTES, Layout
 from shmcache.stats import ReapReport, Stats
 from shmcache.status import OK, STATUSES, Status, statuses
@@ -94,8 +94,7 @@ class Cache:
         n = packed[3]
         _check_only("region", region, None)
         _check_only("writers", writers, 1)
-        if not isinstance(temporary, bool):
-            raise TypeError(f"temporary: expected bool, got {shown(temporary)}")
+        check_bool(temporary, "temporary")
         nbytes, layouts, each = self._demand(layout, n)
         refs = ffi.new(_REFS, n)
         batch = WriteBatch(self._attachment, packed, refs, n)  # before the memory: whatever is raised, it aborts
@@ -165,8 +164,8 @@ class Cache:
         """
         packed = pack(keys)
         n = packed[3]
-        if prefix is not False and prefix is not True:
-            raise TypeError(f"prefix: expected bool, got {shown(prefix)}")
+        if prefix is not False:
+            check_bool(prefix, "prefix")
         if wait_s != 0.0:
             _check_wait(wait_s)
         refs = ffi.new(_REFS, n)
@@ -195,8 +194,7 @@ class Cache:
     def delete(self, keys: Keys, *, force: bool = False) -> list[Status]:
         """Deletes objects: OK, NOT_FOUND, or LOCKED while shares or a writer exist. ``force`` takes reserved
         shares along, never held ones."""
-        if not isinstance(force, bool):
-            raise TypeError(f"force: expected bool, got {shown(force)}")
+        check_bool(force, "force")
         return self._each(lib.sc_delete, keys, force)
 
     def evict(self, nbytes: int) -> int:
@@ -214,9 +212,7 @@ class Cache:
     def reap(self) -> ReapReport:
         """Takes back what dead lanes left: shares, half-written objects, the arena lock. Others do so, too, when they
         need it; nobody has to call this."""
-        found = ffi.new("struct sc_reaped *")
-        self._check(lib.sc_reap(self._handle, found))
-        return ReapReport(found.lanes, found.shares, found.writes, bool(found.lock))
+        return self._reap(wait=True)
 
     # The whole
 
@@ -273,6 +269,11 @@ class Cache:
 
     # What the methods above stand on
 
+    def _reap(self, *, wait: bool) -> ReapReport:
+        found = ffi.new("struct sc_reaped *")
+        self._check(lib.sc_reap(self._handle, wait, found))
+        return ReapReport(found.lanes, found.shares, found.writes, bool(found.lock))
+
     def _each(self, function: Any, keys: Keys, *args: int) -> list[Status]:
         packed = pack(keys)
         n = packed[3]
@@ -293,7 +294,7 @@ class Cache:
             nap = min(2 * nap, _LONG_NAP_S)
             if time.monotonic() > reap_at:
                 with suppress(errors.ArenaBusyError):  # a stopped lock holder stops no reader
-                    self.reap()
+                    self._reap(wait=False)
                 reap_at = time.monotonic() + _REAP_S
             found += self._check(lib.sc_read(self._handle, data, packed[1], ends, packed[3], flags, refs))
         if prefix:

@@ -138,7 +138,7 @@ class ArenaConfig:
             "read_lease_s": _check_seconds(read_lease_s, "read_lease_s"),
             "write_lease_s": _check_seconds(write_lease_s, "write_lease_s"),
             "lock_timeout_s": _check_seconds(lock_timeout_s, "lock_timeout_s"),
-            "populate": _check_bool(populate, "populate"),
+            "populate": check_bool(populate, "populate"),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)  # past the class's own freezing
@@ -197,7 +197,8 @@ def _check_seconds(value: float, what: str) -> float:
     return float(value)
 
 
-def _check_bool(value: bool, what: str) -> bool:
+def check_bool(value: bool, what: str) -> bool:
+    """``value``, if it is True or False; else TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{what}: expected bool, got {shown(value)}")
     return value

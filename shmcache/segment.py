@@ -95,24 +95,6 @@ def same_file(a: int, b: int) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
-def open_pair(name: str) -> tuple[int, int]:
-    """Two descriptors of one segment, each of its own open file description: one to map, one to hold locks.
-
-    A mapping keeps its description, and with it the locks, alive; in a forked child nobody could let go of it.
-    """
-    while True:
-        fd = open_file(name)
-        try:
-            lock_fd = open_file(name)
-        except errors.ShmcacheError:
-            os.close(fd)
-            raise
-        if same_file(fd, lock_fd):
-            return fd, lock_fd
-        os.close(fd)
-        os.close(lock_fd)
-
-
 def build(name: str, config: ArenaConfig) -> None:
     """Makes the segment of a new arena. ArenaExistsError, ArenaSpaceError."""
     if os.path.lexists(path_of(name)):
@@ -236,7 +218,7 @@ def _room_of(group: Path) -> int | None:
 
 def _populate(name: str, fd: int, config: ArenaConfig) -> None:
     """Touches every page of the payload, in parallel, with a progress bar on a terminal."""
-    handle = open_segment(name, fd, os.dup(fd), writable=True)
+    handle = open_segment(name, fd, writable=True)
     with map_payload(handle, fd, writable=True) as mapping:
         address = ffi.from_buffer(mapping)
         blocks, step = config.capacity // config.block_size, max(1, _POPULATE_STEP // config.block_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,25 @@ TIMEOUT_S = 60  #: after which something hangs
 def pattern(tag: bytes, nbytes: int) -> bytes:
     """Bytes that nothing but ``tag`` gives."""
     return hashlib.shake_128(tag).digest(nbytes)
+
+
+def run_all(jobs: list[Callable[[], object]]) -> None:
+    """Runs each job in a thread; raises the first error of any."""
+    errors: list[BaseException] = []
+
+    def guarded(job: Callable[[], object]) -> None:
+        try:
+            job()
+        except BaseException as error:  # noqa: BLE001 # raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def contents(batch: ReadBatch) -> list[bytes | None]:

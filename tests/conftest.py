@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -53,3 +54,12 @@ def join(arena: str) -> Iterator[Join]:
 def cache(join: Join) -> shmcache.Cache:
     """A cache without a group."""
     return join()
+
+
+@pytest.fixture
+def hasty_switches() -> Iterator[None]:
+    """Threads take turns as often as Python can make them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -76,14 +76,12 @@ class Segment:
         """Which life of a lane this is."""
         return self._word(self._parts["lanes"][0] + lane * _LANE_BYTES) & 0xFFFFFFFF
 
-    @property
-    def lock(self) -> tuple[int, int] | None:
+    def holder(self) -> tuple[int, int] | None:
         """Lane and incarnation in the lock word; None where nobody holds it."""
         word = self._word(_LOCK)
         return None if word == 0 else ((word & 0xFFFF) - 1, word >> 32)
 
-    @property
-    def lock_waiters(self) -> bool:
+    def has_waiters(self) -> bool:
         """Whether the lock word says that somebody waits."""
         return bool(self._word(_LOCK) >> 16 & 1)
 

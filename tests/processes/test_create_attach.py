@@ -152,17 +152,13 @@ def test_an_arena_that_was_half_destroyed_is_gone(arena: str, config: ArenaConfi
         check_whole(cache)
 
 
-def test_creators_are_killed(arena_name: str, start: Start) -> None:
+def test_creators_are_killed(arena_name: str, start: Start, chance: random.Random) -> None:
     """The arena is whole, or there is none."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
     config = ArenaConfig("8MiB", block_size="4KiB", lanes=4, populate=True)
     for _ in range(20):
         creator = start()
-        creator.begin(
-            f"while True:\n    shmcache.create({arena_name!r}, shmcache.{config!r})\n    shmcache.destroy({arena_name!r})"
-        )
+        creator.do(f"name, config = {arena_name!r}, shmcache.{config!r}")
+        creator.begin("while True: shmcache.create(name, config); shmcache.destroy(name)")
         time.sleep(chance.uniform(0, 0.02))
         creator.kill()
         with shmcache.attach(arena_name, create=config) as cache:
@@ -218,10 +214,7 @@ def test_who_dies_in_the_door_opens_it(arena: str, doorman: Member, start: Start
 
 
 @pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", lanes=4)])
-def test_killed_on_the_way_in_or_out(arena: str, cache: Cache, start: Start) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_killed_on_the_way_in_or_out(arena: str, cache: Cache, start: Start, chance: random.Random) -> None:
     for _ in range(40):
         comer = start()
         comer.begin(f"while True: shmcache.attach({arena!r}, group='engine', rank=0, world_size=2).close()")

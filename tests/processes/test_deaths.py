@@ -231,10 +231,7 @@ SETUP = "import itertools; numbers = itertools.count(); keys = [b'k%d' % i for i
 
 
 @pytest.mark.parametrize("what", CHURN)
-def test_killed_at_any_moment(cache: Cache, enlist: Enlist, what: str) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_killed_at_any_moment(cache: Cache, enlist: Enlist, chance: random.Random, what: str) -> None:
     bystander = enlist()
     bystander.do(f"cache.put(b'kept', pattern(b'kept', {NBYTES})), cache.reserve_read([b'kept'])")
     for _ in range(25):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from arena_support import TIMEOUT_S, Join, pattern
+from arena_support import Join, pattern
 from processes._crew import Member, wait_until
 from processes._segment import DERIVED, EVICTING, READY, Segment
 from processes._whole import check_whole
@@ -107,10 +107,10 @@ def test_whoever_needs_the_lock_takes_it(
     filled: Cache, segment: Segment, holder: Member, need: Callable[[Cache], None]
 ) -> None:
     holder.kill()
-    assert segment.lock is not None, "it was killed with the lock"
+    assert segment.holder() is not None, "it was killed with the lock"
     _check_readable(filled, *THERE)
     need(filled)
-    assert segment.lock is None
+    assert segment.holder() is None
     counters = filled.stats().counters
     assert (counters.lock_steals, counters.rebuilds) == (1, 1)
     _check_readable(filled, *THERE)
@@ -120,9 +120,7 @@ def test_whoever_needs_the_lock_takes_it(
 
 @pytest.mark.parametrize("content", [b"\0", b"\xff", b"\x01\0\0\0\0\0\0\0", b"rubbish"])
 @pytest.mark.parametrize("part", DERIVED)
-def test_what_is_derived_is_rebuilt(
-    filled: Cache, segment: Segment, holder: Member, part: str, content: bytes
-) -> None:
+def test_what_is_derived_is_rebuilt(filled: Cache, segment: Segment, holder: Member, part: str, content: bytes) -> None:
     segment.overwrite(part, content)
     holder.kill()
     _reap(filled)
@@ -132,10 +130,9 @@ def test_what_is_derived_is_rebuilt(
     check_whole(filled)
 
 
-def test_all_that_is_derived_at_random(filled: Cache, segment: Segment, enlist: Enlist, arena: str) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_all_that_is_derived_at_random(
+    filled: Cache, segment: Segment, enlist: Enlist, arena: str, chance: random.Random
+) -> None:
     for _ in range(10):
         member = enlist()
         member.do(f"Segment({arena!r}).take_lock(cache.lane)")
@@ -190,7 +187,7 @@ def test_of_several_that_want_the_lock_one_steals_it(
 ) -> None:
     for i, member in enumerate(waiters):
         member.begin(f"cache.put(b'new {i}', b'x')")
-    wait_until(lambda: segment.lock_waiters)
+    wait_until(segment.has_waiters)
     time.sleep(0.05)
     assert all(member.busy for member in waiters), "a live holder keeps the lock"
     holder.kill()
@@ -202,18 +199,16 @@ def test_of_several_that_want_the_lock_one_steals_it(
     check_whole(filled)
 
 
-def test_lock_waiters_are_killed(
-    filled: Cache, segment: Segment, waiters: list[Member], holder: Member
-) -> None:
+def test_lock_waiters_are_killed(filled: Cache, segment: Segment, waiters: list[Member], holder: Member) -> None:
     for waiter in waiters:
         waiter.begin("cache.put(b'never', b'x')")
-    wait_until(lambda: segment.lock_waiters)
+    wait_until(segment.has_waiters)
     for waiter in waiters:
         assert waiter.busy
         waiter.kill()
     holder.do("segment.give_lock()")
     _put(filled, b"new")
-    assert segment.lock is None
+    assert segment.holder() is None
     assert filled.status([b"never"]) == [NOT_FOUND]
     assert filled.stats().counters.lock_steals == 0
     holder.kill()
@@ -226,7 +221,7 @@ def test_a_successor_in_the_holders_lane(join: Join, enlist: Enlist, arena: str,
     first.do(f"Segment({arena!r}).take_lock(cache.lane)")
     first.kill()
     second = join("engine", 0, 1)
-    assert (second.lane, segment.lock) == (lane, None)
+    assert (second.lane, segment.holder()) == (lane, None)
     assert cache.stats().counters.lock_steals == 1
     second.close()
     check_whole(cache)
@@ -270,10 +265,7 @@ THEFTS = 3
 MOST_ROUNDS = 500
 
 
-def test_killed_until_some_held_the_lock(cache: Cache, enlist: Enlist, churn: str) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_killed_until_some_held_the_lock(cache: Cache, enlist: Enlist, churn: str, chance: random.Random) -> None:
     kept = [b"kept %d" % i for i in range(10)]
     _put(cache, *kept)
     assert cache.reserve_read(kept) == [OK] * 10
@@ -302,10 +294,7 @@ def large(arena_name: str) -> Iterator[Cache]:
         yield cache
 
 
-def test_killed_while_repairing(large: Cache, start: Callable[[], Member]) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_killed_while_repairing(large: Cache, start: Callable[[], Member], chance: random.Random) -> None:
     keys = [b"%d" % i for i in range(20000)]
     assert large.reserve_write(keys, 1).publish() == [OK] * len(keys)
     for _ in range(MOST_ROUNDS):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from arena_support import TIMEOUT_S, pattern
+from arena_support import pattern
 from processes._crew import Member, wait_until
 from processes._segment import Segment
 from processes._whole import check_whole
@@ -72,13 +72,13 @@ CHANGES: dict[str, Callable[[Cache], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_name_the_holder(cache: Cache, holder: Member, segment: Segment, change: str) -> None:
-    lock = segment.lock
+    lock = segment.holder()
     with pytest.raises(ArenaBusyError) as caught:
         CHANGES[change](cache)
     message = str(caught.value)
     assert cache.name in message
     assert f"process {holder.pid} (stopped)" in message
-    assert segment.lock == lock is not None, "a living holder keeps the lock"
+    assert segment.holder() == lock is not None, "a living holder keeps the lock"
     _resume(holder)
     assert cache.lookup([b"a", b"b", b"c"]) == 3, "the change was not made"
     assert cache.status([b"x"]) == [NOT_FOUND]
@@ -104,7 +104,7 @@ def test_reading_goes_on(cache: Cache, holder: Member) -> None:
     check_whole(cache)
 
 
-@pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", lanes=8, lock_timeout_s=TIMEOUT_S)])
+@pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", lanes=8, lock_timeout_s=20.0)])
 def test_a_reader_that_waits_does_not_wait_for_the_holder(arena: str, cache: Cache, enlist: Enlist) -> None:
     """There is a dead lane, which it would like to reap, but cannot."""
     dead, holder, writer = enlist(), enlist(), enlist()
@@ -114,7 +114,7 @@ def test_a_reader_that_waits_does_not_wait_for_the_holder(arena: str, cache: Cac
     dead.kill()
     begun = time.monotonic()
     assert cache.read([b"w"], wait_s=0.2).status == [IN_FLIGHT]
-    assert time.monotonic() - begun < TIMEOUT_S / 2
+    assert time.monotonic() - begun < 10
     holder.resume()
     holder.do("segment.give_lock()")
     for member in (holder, writer):
@@ -159,15 +159,12 @@ def test_a_stopped_holder_is_killed(cache: Cache, holder: Member) -> None:
     check_whole(cache)
 
 
-def test_stopped_at_any_moment(cache: Cache, enlist: Enlist) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_stopped_at_any_moment(cache: Cache, enlist: Enlist, chance: random.Random) -> None:
     assert cache.put(b"kept", pattern(b"kept", 5000)) == OK
     worker = enlist()
     worker.do("keys = [b'k%d' % i for i in range(64)]")
     worker.begin("while not cache.lookup([b'enough']): cache.reserve_write(keys, 9000).publish(); cache.delete(keys)")
-    busy = 0
+    told: list[str] = []
     for i in range(400):
         time.sleep(chance.uniform(0, 0.003))
         worker.stop()
@@ -177,12 +174,12 @@ def test_stopped_at_any_moment(cache: Cache, enlist: Enlist) -> None:
             assert cache.put(b"%d" % i, b"x") == OK
             assert cache.verify() == []
         except ArenaBusyError as error:
-            assert f"process {worker.pid} (stopped)" in str(error)
-            busy += 1
+            told.append(str(error))
         worker.resume()
-        if busy == 3:
+        if len(told) == 3:
             break
-    assert busy, "it was never stopped with the lock"
+    assert told, "it was never stopped with the lock"
+    assert all(f"process {worker.pid} (stopped)" in message for message in told)
     assert cache.put(b"enough", b"x") == OK
     worker.answer()
     assert cache.stats().counters.lock_steals == 0

@@ -90,9 +90,7 @@ def test_many_successors(arena: str, controller: Cache, enlist: Enlist, reaped: 
     check_whole(controller)
 
 
-def test_grants_to_a_vacant_rank_are_found_by_who_takes_it(
-    arena: str, controller: Cache, rank: Member, join: Join
-) -> None:
+def test_grants_to_a_vacant_rank_are_found_by_who_takes_it(controller: Cache, rank: Member, join: Join) -> None:
     lane = rank.do("cache.lane")
     rank.kill()
     assert controller.reap().shares == 2

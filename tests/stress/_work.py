@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from shmcache import Cache, ReadBatch, Status
+from shmcache import Cache, ReadBatch, Status, WriteBatch
 
 OK = Status.OK
 BLOCK = 4096
@@ -60,9 +58,7 @@ class Worker:
     def _pause(self) -> None:
         time.sleep(self.chance.choice((0, 0, 0, 0.0001, 0.001)))
 
-    @contextmanager
-    def _written(self, *, temporary: bool = False) -> Iterator[list[Status]]:
-        """Reserves some keys and fills them; the with block may publish, or else they are aborted."""
+    def _filled(self, *, temporary: bool = False) -> WriteBatch:
         keys = self._some()
         sizes: list[int] = [self.chance.randint(_NONCE, MOST_BYTES) for _ in keys]
         batch = self.cache.reserve_write(keys, sizes, temporary=temporary)
@@ -70,26 +66,25 @@ class Worker:
             if view is not None:
                 fill(view, key, self.chance)
         self._pause()
-        self._batch = batch
-        yield batch.status
+        return batch
 
     def write(self) -> None:
-        with self._written() as reserved:
-            assert self._batch.publish() == reserved
+        batch = self._filled()
+        assert batch.publish() == batch.status
 
     def write_and_read(self) -> None:
         """What is published with a share cannot go before the share was used."""
-        with self._written(temporary=self.chance.random() < 0.5) as reserved:
-            assert self._batch.publish_and_reserve_read() == reserved
-            keys = [key for key, status in zip(self._batch.keys, reserved, strict=True) if status == OK]
+        batch = self._filled(temporary=self.chance.random() < 0.5)
+        assert batch.publish_and_reserve_read() == batch.status
+        keys = [key for key, status in zip(batch.keys, batch.status, strict=True) if status == OK]
         self._pause()
-        with self.cache.read(keys) as batch:
-            assert batch.hits == len(keys), "a reserved share did not protect its object"
-            self.done += len(check_all(batch))
+        with self.cache.read(keys) as read:
+            assert read.hits == len(keys), "a reserved share did not protect its object"
+            self.done += len(check_all(read))
 
     def abandon(self) -> None:
-        with self._written() as reserved:
-            assert self._batch.abort() == reserved
+        batch = self._filled()
+        assert batch.abort() == batch.status
 
     def put(self) -> None:
         (key,) = self._one()
@@ -155,8 +150,8 @@ class Worker:
         self.cache.reserve_read(self._some(), self.cache.world_size - 1)
 
     def write_and_grant(self) -> None:
-        with self._written(temporary=self.chance.random() < 0.5) as reserved:
-            assert self._batch.publish_and_reserve_read(self.cache.world_size - 1) == reserved
+        batch = self._filled(temporary=self.chance.random() < 0.5)
+        assert batch.publish_and_reserve_read(self.cache.world_size - 1) == batch.status
 
     def take_back(self) -> None:
         self.cache.cancel_read(self._some(), self.cache.world_size - 1)

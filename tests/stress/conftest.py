@@ -1,5 +1,5 @@
 """Other processes in the test's arena, as in ``processes``."""
 
-from processes.conftest import enlist, start
+from processes.conftest import chance, enlist, start
 
-__all__ = ["enlist", "start"]
+__all__ = ["chance", "enlist", "start"]

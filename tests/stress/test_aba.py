@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from processes._crew import Member
@@ -21,8 +21,8 @@ WATCHER = [*WRITER, *READER, "verify", "reap"]
 
 
 @pytest.fixture
-def members(enlist: Callable[..., Member]) -> Iterator[list[Member]]:
-    yield [enlist() for _ in range(5)]
+def members(enlist: Callable[..., Member]) -> list[Member]:
+    return [enlist() for _ in range(5)]
 
 
 def _disturb(members: list[Member], chance: random.Random) -> None:
@@ -45,13 +45,11 @@ def _disturb(members: list[Member], chance: random.Random) -> None:
     ],
     ids=["2 slots", "8 blocks", "5 slots"],
 )
-def test_hot_slots(cache: Cache, members: list[Member]) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    for i, (member, operations) in enumerate(zip(members, [WRITER, WRITER, READER, READER, WATCHER], strict=True)):
+def test_hot_slots(cache: Cache, members: list[Member], chance: random.Random) -> None:
+    for member, operations in zip(members, [WRITER, WRITER, READER, READER, WATCHER], strict=True):
         member.do("from stress._work import Worker")
-        member.begin(f"Worker(cache, {KEYS!r}, {seed + i}).work({operations!r}, {SECONDS})")
-    _disturb(members, random.Random(seed))
+        member.begin(f"Worker(cache, {KEYS!r}, {chance.randrange(1 << 32)}).work({operations!r}, {SECONDS})")
+    _disturb(members, chance)
     checked = [member.answer() for member in members]
     stats = cache.stats()
     assert all(checked[2:]), "readers read nothing"

@@ -34,10 +34,10 @@ PARTS: list[Part] = [
 class Storm:
     """Workers that are killed and replaced."""
 
-    def __init__(self, arena: str, start: Callable[[], Member], seed: int) -> None:
+    def __init__(self, arena: str, start: Callable[[], Member], chance: random.Random) -> None:
         self._arena = arena
         self._start = start
-        self._chance = random.Random(seed)
+        self._chance = chance
         self._workers: list[Member] = []
         self.deaths = 0
         for part in PARTS:
@@ -73,14 +73,12 @@ class Storm:
 
 
 @pytest.mark.parametrize("config", [ArenaConfig("256KiB", block_size="4KiB", slots=24, lanes=12)])
-def test_storm(arena: str, cache: Cache, start: Callable[[], Member]) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_storm(arena: str, cache: Cache, start: Callable[[], Member], chance: random.Random) -> None:
     for key in KEPT:
         assert cache.put(key, key * 100) == Status.OK
     with cache.read(KEPT[:2]) as held:
         assert cache.reserve_read(KEPT[2:]) == [Status.OK] * 2
-        storm = Storm(arena, start, seed)
+        storm = Storm(arena, start, chance)
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             storm.strike()
@@ -88,8 +86,7 @@ def test_storm(arena: str, cache: Cache, start: Callable[[], Member]) -> None:
             assert cache.lookup(KEPT) == len(KEPT), "an object with shares of the living left"
         storm.end()
     assert cache.finish_read(KEPT[2:]) == [Status.OK] * 2
-    counters = shmcache.inspect(arena).stats.counters
-    print(f"{storm.deaths} deaths, {counters}")
+    print(f"{storm.deaths} deaths, {cache.stats().counters}")
     assert storm.deaths > len(PARTS)
     cache.reap()
     assert (cache.stats().held, cache.stats().writing) == (0, 0)

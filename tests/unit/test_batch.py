@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arena_support import Join, contents, pattern
+from arena_support import Join, contents, pattern, run_python
 
 import shmcache
 from shmcache import Cache, ClosedError, Status, ViewInUseError
@@ -225,6 +225,26 @@ def test_a_dropped_read_batch_keeps_its_shares_while_something_lives(stored: Cac
     assert bytes(np.asarray(kept)) == pattern(b"a", 1000)
     del kept
     assert stored.delete([b"a"]) == [OK], "the share ends with the last thing that was made from the batch"
+
+
+# Ends with a batch that only the end of the process takes apart.
+FORGETFUL = """
+import sys, shmcache
+class Engine: pass
+engine = Engine()
+engine.itself = engine
+engine.cache = shmcache.attach(sys.argv[1])
+engine.cache.put(b"a", b"x")
+engine.batch = engine.cache.read([b"a"])
+engine.seen = getattr(engine.batch, sys.argv[2])
+print("read")
+"""
+
+
+@pytest.mark.parametrize("made", ["keys", "views", "arrays"])
+def test_a_process_that_ends_with_a_batch_says_nothing(arena: str, made: str) -> None:
+    done = run_python(FORGETFUL, arena, made)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")
 
 
 @pytest.mark.parametrize("wait_s", ["1", None, True, -1, float("nan"), float("inf")])

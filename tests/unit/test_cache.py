@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from arena_support import TIMEOUT_S, Join, contents, descriptors, mappings, pattern, run_python, started
+from arena_support import TIMEOUT_S, Join, contents, descriptors, mappings, pattern, run_all, run_python, started
 
 import shmcache
 from shmcache import ArenaConfig, Cache, ClosedError, Status, ViewInUseError
@@ -203,7 +203,7 @@ def test_a_closed_cache_refuses(arena: str, join: Join, name: str) -> None:
         CALLS[name](cache)
 
 
-def test_close_leaves_nothing(arena: str, join: Join) -> None:
+def test_close_leaves_nothing(join: Join) -> None:
     before = descriptors()
     cache, other = join("engine", 0, 2), join("engine", 1, 2)
     for key in (b"a", b"b"):
@@ -369,25 +369,7 @@ class Worker:
         self.cache.stats()
 
 
-def run_all(jobs: list[Callable[[], object]]) -> None:
-    """Runs each job in a thread; raises the first error of any."""
-    errors: list[BaseException] = []
-
-    def guarded(job: Callable[[], object]) -> None:
-        try:
-            job()
-        except BaseException as error:  # noqa: BLE001 # raised below
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
+@pytest.mark.usefixtures("hasty_switches")
 @pytest.mark.parametrize("config", [ArenaConfig(32 * BLOCK, block_size=BLOCK, slots=20, lanes=4)])
 def test_many_threads_on_one_cache(cache: Cache) -> None:
     seed = random.SystemRandom().randrange(2**32)
@@ -404,6 +386,7 @@ def test_many_threads_on_one_cache(cache: Cache) -> None:
     assert (cache.stats().objects, cache.stats().used_bytes) == (0, 0)
 
 
+@pytest.mark.usefixtures("hasty_switches")
 def test_a_batch_that_two_threads_release_gives_its_share_back_once(cache: Cache) -> None:
     cache.put(b"k", b"x")
     with cache.read([b"k"]):
@@ -452,6 +435,7 @@ def test_closing_while_another_thread_puts(arena_name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] 0\n", "")
 
 
+@pytest.mark.usefixtures("hasty_switches")
 def test_closing_while_other_threads_read(arena: str, join: Join) -> None:
     for _ in range(10):
         cache = join()

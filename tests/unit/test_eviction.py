@@ -124,16 +124,16 @@ def test_of_a_chain_the_suffix_goes_first(cache: Cache, length: int, how: str) -
 
 
 @pytest.mark.parametrize("how", ["read", "touch", "reserve_read"])
-def test_a_key_read_alone_keeps_its_place_in_the_chain(cache: Cache, how: str) -> None:
-    chain = [name_of(i) for i in range(8)]
+@pytest.mark.parametrize("prefix", [1, 31, 40, 99])
+def test_of_a_chain_whose_prefix_was_just_used_the_suffix_goes_first(cache: Cache, prefix: int, how: str) -> None:
+    chain = [name_of(i) for i in range(100)]
     cache.reserve_write(chain, BLOCK).publish()
     age()
-    cache.touch(chain)
-    age()
-    for key in chain:
-        use(cache, [key], how)
-    cache.evict(4 * BLOCK)
-    assert len(there(cache, chain)) == 4
+    use(cache, chain[:prefix], how)
+    use(cache, chain, how)
+    for left in range(95, -1, -5):
+        cache.evict(cache.stats().used_bytes - left * BLOCK)
+        assert there(cache, chain) == chain[:left]
 
 
 @BOTH

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from arena_support import Join, contents, mapped_as, mappings, pattern, run_python
+from arena_support import Join, contents, mapped_as, mappings, pattern, run_all, run_python
 
-from shmcache import Cache, Layout, Status, ViewInUseError
+from shmcache import Cache, ClosedError, Layout, ReadBatch, Status, ViewInUseError
 
 OK = Status.OK
 
@@ -158,18 +160,13 @@ def test_readers_look_at_the_segment_itself_through_a_read_only_mapping(arena: s
     source = MAKERS[made](written)
     source[:] = 1
     assert mapped_as(arena, address(source), 5000) == "rw-s"
-    assert written.publish() == [OK] if made != "views" else True
-    if made == "views":
-        del source
-        assert written.publish() == [OK]
-        source = None
+    assert written.publish() == [OK]
     with reader.read([b"k"]) as batch:
         seen = MAKERS[made](batch)
         assert mapped_as(arena, address(seen), 5000) == "r--s"
         assert seen.sum() == 5000
-        if source is not None:
-            source[17] = 200  # what a writer must not do shows that it is one memory
-            assert seen[17] == 200
+        source[17] = 200  # what a writer must not do any more shows that it is one memory
+        assert seen[17] == 200
         del seen
     del source
 
@@ -286,6 +283,80 @@ def test_views_of_a_released_batch_cannot_be_used(stored: Cache) -> None:
         assert view is not None
         with pytest.raises(ValueError, match="released"):
             bytes(view)
+
+
+def look_together(batch: ReadBatch, made: str) -> list[list[Any]]:
+    """What two threads get from a batch that nobody has looked at before."""
+    together = threading.Barrier(2)
+    found: list[list[Any]] = []
+
+    def look() -> None:
+        together.wait()
+        found.append(batch.views if made == "views" else batch.arrays())
+
+    run_all([look, look])
+    return found
+
+
+def is_refused(batch: ReadBatch) -> bool:
+    try:
+        batch.release()
+    except ViewInUseError:
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("hasty_switches")
+@pytest.mark.parametrize("made", ["views", "arrays"])
+def test_two_threads_may_look_at_one_batch_at_once(cache: Cache, made: str) -> None:
+    keys = [b"%d" % i for i in range(50)]
+    for key in keys:
+        cache.put(key, key)
+    incomplete = released_under_a_view = 0
+    for i in range(60):
+        batch = cache.read(keys)
+        found = look_together(batch, made)
+        incomplete += any(len(seen) != 50 for seen in found)
+        kept = [view[:1] for view in found[i % 2][7:8]]
+        del found
+        released_under_a_view += not is_refused(batch)
+        del kept
+        batch.release()
+    assert (incomplete, released_under_a_view) == (0, 0)
+
+
+def look_and_release(batch: ReadBatch, pause: int) -> tuple[list[Any], bool]:
+    """What one thread gets from a batch that another releases meanwhile, and whether that one was refused."""
+    together = threading.Barrier(2)
+    found: list[Any] = []
+    refused: list[bool] = []
+
+    def release() -> None:
+        together.wait()
+        for _ in range(pause):
+            pass
+        refused.append(is_refused(batch))
+
+    def look() -> None:
+        together.wait()
+        with suppress(ClosedError):
+            found.extend(batch.arrays())
+
+    run_all([release, look])
+    return found, refused[0]
+
+
+@pytest.mark.usefixtures("hasty_switches")
+def test_looking_at_a_batch_while_another_thread_releases_it(stored: Cache) -> None:
+    outlived = 0
+    for i in range(400):
+        batch = stored.read([b"a", b"b"])
+        found, refused = look_and_release(batch, i % 40)
+        outlived += bool(found) and not refused
+        del found
+        batch.release()
+    assert outlived == 0
+    assert stored.stats().held == 0
 
 
 def test_the_same_views_come_again(stored: Cache) -> None:
