@@ -6,6 +6,7 @@ import mmap
 import os
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -158,18 +159,19 @@ class Attachment:
 
     def _views_live(self) -> bool:
         """Whether somebody else shares the buffers that all views, arrays and tensors are made from."""
+        self._forget_address()
+        return any(sys.getrefcount(managed_buffer(view)) > ALONE for view in self._views.values())
+
+    def _forget_address(self) -> None:
         if self._address is not None:
             ffi.release(self._address)
             self._address = None
-        return any(sys.getrefcount(managed_buffer(view)) > ALONE for view in self._views.values())
 
     def _unmap(self) -> None:
-        for view in self._views.values():
+        self._forget_address()
+        for writable, view in self._views.items():
             view.release()
+            with suppress(BufferError):  # a forked child's views; the mapping goes with the last of them
+                self._mappings[writable].close()
         self._views.clear()
-        for mapping in self._mappings.values():
-            try:
-                mapping.close()
-            except BufferError:
-                continue  # a forked child's views; the mapping goes with the last of them
         self._mappings.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from types import TracebackType
@@ -167,7 +168,7 @@ class ReadBatch(_Batch):
             self._hand_over()
 
     def __del__(self) -> None:
-        if self._open:
+        if self._open and not sys.is_finalizing():
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -224,8 +225,8 @@ class WriteBatch(_Batch):
             self.abort()
 
     def __del__(self) -> None:
-        if not self._open:
-            return
+        if not self._open or sys.is_finalizing():
+            return  # a process that ends leaves nothing
         aborted = lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
         if aborted > 0:
             warnings.warn(
