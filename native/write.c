@@ -9,12 +9,13 @@ static uint32_t hold_of(uint32_t from, uint32_t n) { return n - from < SC_HOLD ?
 
 struct demand { uint64_t nbytes, now_us; uint32_t layout; bool temporary; };
 
-/* What stands in the way of writing this key; SC_OK: nothing, or nothing any more. */
-static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k, uint64_t now_us)
+/* What stands in the way of writing this key; SC_OK: nothing, nothing any more, or *stuck, a writer beyond its lease. */
+static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k, uint64_t now_us, uint32_t *stuck)
 {
     uint64_t state;
     uint32_t slot = sc_index_find(s, k, &state);
     struct sc_reaped r = {0};
+    *stuck = SC_NO_SLOT;
     if (slot == SC_NO_SLOT)
         return SC_OK;
     if (sc_state_of(state) != SC_WRITING)
@@ -27,14 +28,21 @@ static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k
     }
     if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us)
         return SC_IN_FLIGHT;
-    /* The writer is stuck beyond its lease: it loses the key, and keeps the memory until it is done with it. */
-    if (!sc_cas(&sc_slot(s, slot)->state, &state, state | SC_DETACHED))
-        return SC_EXISTS; /* published after all */
-    sc_half *detached = &sc_lane(s, owner)->detached;
-    sc_poke32(detached, sc_peek32(detached) + 1);
-    sc_index_remove(s, k->hash, slot);
-    sc_tally(s, SC_writes_detached, 1);
+    *stuck = slot;
     return SC_OK;
+}
+
+/* A writer that is stuck loses the key, and keeps the memory until it is done with it. False: it published after all. */
+static bool detach(struct sc_segment *s, uint32_t slot)
+{
+    uint64_t state = sc_load(&sc_slot(s, slot)->state);
+    if (sc_state_of(state) != SC_WRITING || !sc_cas(&sc_slot(s, slot)->state, &state, state | SC_DETACHED))
+        return false;
+    sc_half *detached = &sc_lane(s, sc_owner_of(state))->detached;
+    sc_poke32(detached, sc_peek32(detached) + 1);
+    sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
+    sc_tally(s, SC_writes_detached, 1);
+    return true;
 }
 
 static bool find_room(struct sc_segment *s, uint32_t blocks, uint32_t *block, uint32_t *slot)
@@ -66,8 +74,8 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
                               bool *reaped, struct sc_ref *ref)
 {
     uint64_t now = d->now_us, blocks = (d->nbytes + s->g.block_size - 1) / s->g.block_size;
-    enum sc_status st = clear_the_way(s, k, now);
-    uint32_t block, slot;
+    uint32_t block, slot, stuck;
+    enum sc_status st = clear_the_way(s, k, now, &stuck);
     struct sc_reaped r = {0};
     if (st != SC_OK)
         return st;
@@ -80,6 +88,8 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
     }
     if (!found)
         return SC_NO_SPACE;
+    if (stuck != SC_NO_SLOT && !detach(s, stuck))
+        return SC_EXISTS;
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
     struct sc_object o = {slot, sc_generation(state), d->layout, (uint32_t)blocks, block, d->nbytes};

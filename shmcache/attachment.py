@@ -6,6 +6,7 @@ import mmap
 import os
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,15 +23,17 @@ __all__ = ["Attachment", "Membership"]
 _kept: list[Attachment] = []
 
 
-_forks = 0  # how many forks lie between this process and the one that imported the module
+_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 # a number of the process, like its id, and cheaper to ask for
-    _forks += 1
+def _disown() -> None:
+    """In a forked child: what it inherited is its parent's. A lock may be held by a thread that is not here."""
+    for attachment in _attachments:
+        attachment.forked = True
+        attachment.lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_count_fork)
+os.register_at_fork(after_in_child=_disown)
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,15 @@ class Attachment:
         self.handle: Final = handle
         self.fd: Final = fd
         self.closed = False
-        self._forks: Final = _forks
+        self.forked = False  # whether this is a child that inherited it
         self._mappings: dict[bool, mmap.mmap] = {}
         self._views: dict[bool, memoryview] = {}
         self._address: Any = None
         self._layouts: dict[int, Layout] = {}
         self._numbers: dict[Layout, int] = {}
         self._plain: dict[int, Layout] = {}
-        self._lock = threading.RLock()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is a child that inherited the attachment, which is its parent's."""
-        return _forks != self._forks
+        self.lock = threading.RLock()
+        _attachments.add(self)
 
     def check(self, code: int) -> int:
         """``code`` itself, or the exception that it stands for."""
@@ -82,7 +81,7 @@ class Attachment:
 
     def close(self) -> None:
         """Leaves the arena; ViewInUseError while a view of it is alive, and then nothing is done."""
-        with self._lock:
+        with self.lock:
             if self.closed:
                 return
             if not self.forked:
@@ -142,7 +141,7 @@ class Attachment:
         view = self._views.get(writable)
         if view is not None and not self.closed and not self.forked:
             return view
-        with self._lock:
+        with self.lock:
             self.check_open()
             if writable not in self._views:
                 self._mappings[writable] = segment.map_payload(self.handle, self.fd, writable=writable)
@@ -153,7 +152,7 @@ class Attachment:
         """Where the writable mapping of the payload begins, for the core."""
         if self._address is None:
             view = self.payload(writable=True)
-            with self._lock:
+            with self.lock:
                 self._address = ffi.from_buffer("char[]", view)
         return self._address
 

@@ -71,7 +71,8 @@ class _Batch:
     @property
     def views(self) -> list[memoryview | None]:
         """One memoryview of bytes a key, or None where the status is not OK. Made at the first call."""
-        return self._borrow().views
+        with self._attachment.lock:
+            return self._borrow().views
 
     def arrays(self) -> list[Any]:
         """One numpy array a key (a tuple where the layout has several tensors), or None. Without a copy.
@@ -79,11 +80,13 @@ class _Batch:
         A dtype that numpy lacks (bfloat16, float8) comes as unsigned integers of its width; a plain byte count
         as uint8.
         """
-        return self._borrow().arrays(self._layouts())
+        with self._attachment.lock:
+            return self._borrow().arrays(self._layouts())
 
     def tensors(self) -> list[Any]:
         """One torch tensor a key (a tuple where the layout has several), or None. Without a copy. Needs torch."""
-        return self._borrow().tensors(self._layouts())
+        with self._attachment.lock:
+            return self._borrow().tensors(self._layouts())
 
     def _writable(self) -> bool:
         raise AssertionError
@@ -138,18 +141,17 @@ class ReadBatch(_Batch):
 
         ViewInUseError while a tensor, an array or a slice of a view is alive; then the shares are kept.
         """
-        if not self._open:
-            return
-        self._open = False
-        loan = self._loan
-        if loan is not None:
-            if loan.in_use() or not loan.end():
-                self._open = True
-                raise errors.ViewInUseError(
-                    f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is still "
-                    "alive, so its shares are kept; drop it (del), then release again"
-                )
-            self._loan = None
+        with self._attachment.lock:  # nobody borrows meanwhile
+            if not self._open:
+                return
+            if self._loan is not None:
+                if self._loan.in_use() or not self._loan.end():
+                    raise errors.ViewInUseError(
+                        f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is "
+                        "still alive, so its shares are kept; drop it (del), then release again"
+                    )
+                self._loan = None
+            self._open = False
         lib.sc_release(self._attachment.handle, self._refs, self._packed[3])
 
     def __enter__(self) -> Self:
