@@ -15,7 +15,8 @@ static inline struct sc_keys sc_keys_of(const char *data, uint32_t width, const 
 static inline uint32_t sc_chunk_of(uint32_t from, uint32_t n) { return n - from < SC_CHUNK ? n - from : SC_CHUNK; }
 
 /* Loads keys from .. from + n - 1 and sends for their index and slot lines. */
-void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n, struct sc_key *out);
+void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n,
+                  enum sc_fetch fetch, struct sc_key *out);
 void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool temporary, struct sc_ref *ref);
 
 /* One reserved share, with a lease, for each of ranks 0 .. ranks - 1: all or none. Protects after sc_share_confirm. */

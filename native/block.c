@@ -86,6 +86,8 @@ void sc_block_free(struct sc_segment *s, uint32_t block, uint32_t n)
 {
     set_bits(sc_block_map(s), block, n, false);
     sc_half *count = &sc_header(s)->free_blocks;
+    if (sc_peek32(count) == 0) /* the only free ones: no search past the used */
+        sc_poke32(&sc_header(s)->block_cursor, block);
     sc_poke32(count, sc_peek32(count) + n);
 }
 
@@ -109,6 +111,8 @@ void sc_slot_free(struct sc_segment *s, uint32_t slot)
 {
     set_bits(sc_slot_map(s), slot, 1, false);
     sc_half *count = &sc_header(s)->free_slots;
+    if (sc_peek32(count) == 0)
+        sc_poke32(&sc_header(s)->slot_cursor, slot);
     sc_poke32(count, sc_peek32(count) + 1);
 }
 

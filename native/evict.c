@@ -2,13 +2,8 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, EXACT_SLOTS = 256, STALE_US = 100000 };
+enum { RECENCY_US = 4000, EXACT_SLOTS = 1024, STALE_US = 100000 };
 #define PINNED UINT64_MAX
-
-static bool lease_over(const struct sc_segment *s, uint32_t slot)
-{
-    return sc_load(&sc_slot(s, slot)->lease_until_us) < sc_now_us();
-}
 
 /* READY -> EVICTING if nobody has a share; back to READY if somebody has. */
 static bool mark(struct sc_segment *s, uint32_t slot, bool force)
@@ -17,7 +12,7 @@ static bool mark(struct sc_segment *s, uint32_t slot, bool force)
     uint64_t state = sc_load(w), revoked = 0;
     if (sc_state_of(state) != SC_READY || !sc_cas(w, &state, sc_with_state(state, SC_EVICTING)))
         return false;
-    bool shared = sc_share_any(s, slot, sc_generation(state), force || lease_over(s, slot), &revoked);
+    bool shared = sc_share_any(s, slot, sc_generation(state), force, &revoked);
     sc_tally(s, SC_leases_revoked, force ? 0 : revoked);
     if (!shared)
         return true;
@@ -88,13 +83,14 @@ static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
     for (uint32_t lane = 0; lane < limit; lane++) {
         uint64_t word = sc_load(sc_share(s, lane, slot));
         if (sc_generation(word) == sc_generation(state) &&
-            (sc_held(word) || (sc_reserved(word) && !lease_over(s, slot))))
+            (sc_held(word) || (sc_reserved(word) && !sc_lease_over(s, slot))))
             return true;
     }
     return false;
 }
 
-/* The SC_VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. */
+/* The SC_VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. Where the
+ * list is made anew at each, the smallest is enough. */
 static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
 {
     for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
@@ -120,16 +116,16 @@ static void sift_up(struct sc_victim *v, uint32_t i)
 static void find_victims(struct sc_segment *s)
 {
     struct sc_victim *v = s->victims;
-    uint32_t n = 0;
+    uint32_t n = 0, most = s->g.slots <= EXACT_SLOTS ? 1 : SC_VICTIMS;
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t score = sc_peek(sc_score(s, slot));
-        if (n == SC_VICTIMS && score >= v[0].score)
+        if (n == most && score >= v[0].score)
             continue;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         if (sc_state_of(state) != SC_READY || pinned(s, slot, state))
             continue;
         struct sc_victim it = {score, slot, sc_generation(state)};
-        if (n < SC_VICTIMS) {
+        if (n < most) {
             v[n] = it;
             sift_up(v, n++);
         } else {

@@ -21,19 +21,25 @@ void sc_index_prefetch(const struct sc_segment *s, const struct sc_key *k)
     sc_prefetch(sc_index(s) + (k->hash & mask_of(s)));
 }
 
-void sc_index_prefetch_slot(const struct sc_segment *s, const struct sc_key *k)
+void sc_index_prefetch_slot(const struct sc_segment *s, struct sc_key *k, enum sc_fetch fetch)
 {
+    enum { NEAR = 4 }; /* probes are short; what lies further is fetched when it is found */
     uint64_t at = k->hash & mask_of(s);
-    for (int i = 0; i < 4; i++, at = (at + 1) & mask_of(s)) {
+    for (int i = 0; i < NEAR; i++, at = (at + 1) & mask_of(s)) {
         uint64_t e = sc_peek(sc_index(s) + at);
         if (e == EMPTY)
             return;
-        if (((e ^ k->hash) & TAG_MASK) == 0 && sc_index_slot(e) < s->g.slots) {
-            sc_prefetch(sc_slot(s, sc_index_slot(e)));
-            sc_prefetch(sc_share(s, s->lane, sc_index_slot(e)));
-            sc_prefetch(sc_score(s, sc_index_slot(e)));
-            return;
-        }
+        if (((e ^ k->hash) & TAG_MASK) || sc_index_slot(e) >= s->g.slots)
+            continue;
+        k->hint = sc_index_slot(e);
+        sc_prefetch(sc_slot(s, k->hint));
+        if (fetch >= SC_FETCH_SHARE)
+            sc_prefetch(sc_share(s, s->lane, k->hint));
+        if (fetch >= SC_FETCH_SCORE)
+            sc_prefetch(sc_score(s, k->hint));
+        if (fetch >= SC_FETCH_LEASE)
+            sc_prefetch(&sc_slot(s, k->hint)->lease_until_us);
+        return;
     }
 }
 
@@ -86,6 +92,9 @@ uint32_t sc_index_find(const struct sc_segment *s, const struct sc_key *k, uint6
 {
     enum { TRIES = 16 };
     uint32_t slot;
+    /* A hint is verified like any other candidate, and costs no second probe. */
+    if (k->hint < s->g.slots && matches(s, k->hint, k, state) == YES)
+        return k->hint;
     for (int i = 0; i < TRIES; i++) {
         uint64_t seq = sc_load_acquire(&sc_header(s)->index_seq);
         enum match m = probe(s, k, &slot, state);

@@ -1,6 +1,6 @@
 /* index.h - from key to slot, without a lock.
  *
- * Open addressing with linear probing over a table of at least twice as many entries as slots:
+ * Open addressing with linear probing over a table of at least four times as many entries as slots:
  *
  *   63        24 23       0
  *   | hash      | slot + 2 |      0: empty, ends a probe    1: tombstone, does not
@@ -18,8 +18,10 @@
 uint32_t sc_index_find(const struct sc_segment *s, const struct sc_key *k, uint64_t *state);
 void sc_index_prefetch(const struct sc_segment *s, const struct sc_key *k);
 
-/* For each key of a batch, its slot by the index alone and unchecked, so that the slots' lines are on their way. */
-void sc_index_prefetch_slot(const struct sc_segment *s, const struct sc_key *k);
+/* What a call is about to touch; each includes those before it. */
+enum sc_fetch { SC_FETCH_SLOT, SC_FETCH_SHARE, SC_FETCH_SCORE, SC_FETCH_LEASE };
+/* The key's slot by the index alone, unchecked: sends for its lines, and leaves it as the hint that find tries first. */
+void sc_index_prefetch_slot(const struct sc_segment *s, struct sc_key *k, enum sc_fetch fetch);
 
 /* Under the arena lock. */
 void sc_index_insert(struct sc_segment *s, uint64_t hash, uint32_t slot);

@@ -1,7 +1,8 @@
 /* read.c - everything about shares that takes no lock: lookup, read and release, grant and give back. */
 #include "arena.h"
 
-void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n, struct sc_key *out)
+void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n,
+                  enum sc_fetch fetch, struct sc_key *out)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint64_t at, bytes;
@@ -16,7 +17,7 @@ void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32
         sc_index_prefetch(s, &out[i]);
     }
     for (uint32_t i = 0; i < n; i++)
-        sc_index_prefetch_slot(s, &out[i]);
+        sc_index_prefetch_slot(s, &out[i], fetch);
 }
 
 void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool temporary, struct sc_ref *ref)
@@ -44,7 +45,7 @@ int64_t sc_lookup(struct sc_segment *s, const char *data, uint32_t width, const 
     uint64_t state;
     for (uint32_t from = 0; from < n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, n), i = 0;
-        sc_keys_load(s, &keys, from, m, k);
+        sc_keys_load(s, &keys, from, m, SC_FETCH_SLOT, k);
         while (i < m && look(s, &k[i], &slot, &state) == SC_OK)
             i++;
         found += i;
@@ -57,10 +58,13 @@ int64_t sc_lookup(struct sc_segment *s, const char *data, uint32_t width, const 
     return found;
 }
 
-/* Runs f on every key; f gives the status. Slots that f reports are touched where touch is set. */
+/* Runs f on every key; f gives the status. Slots that f reports are touched where touch is set. Inlined, so that each
+ * caller has a loop of its own around its f. */
 typedef enum sc_status (*sc_visit)(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot);
 
-static int64_t each_key(struct sc_segment *s, const struct sc_keys *keys, int8_t *status, sc_visit f, void *arg, bool touch)
+static inline __attribute__((always_inline)) int64_t each_key(struct sc_segment *s, const struct sc_keys *keys,
+                                                              int8_t *status, sc_visit f, void *arg, bool touch,
+                                                              enum sc_fetch fetch)
 {
     int rc = sc_enter(s);
     if (rc < 0)
@@ -71,7 +75,7 @@ static int64_t each_key(struct sc_segment *s, const struct sc_keys *keys, int8_t
     int64_t ok = 0;
     for (uint32_t from = 0; from < keys->n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, keys->n);
-        sc_keys_load(s, keys, from, m, k);
+        sc_keys_load(s, keys, from, m, fetch, k);
         for (uint32_t i = 0; i < m; i++) {
             slots[i] = SC_NO_SLOT;
             status[from + i] = (int8_t)f(s, &k[i], arg, &slots[i]);
@@ -96,13 +100,13 @@ static enum sc_status visit_status(struct sc_segment *s, const struct sc_key *k,
 int64_t sc_get_status(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int8_t *status)
 {
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    return each_key(s, &keys, status, visit_status, NULL, false);
+    return each_key(s, &keys, status, visit_status, NULL, false, SC_FETCH_SLOT);
 }
 
 int64_t sc_touch_keys(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n, int8_t *status)
 {
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    return each_key(s, &keys, status, visit_status, NULL, true);
+    return each_key(s, &keys, status, visit_status, NULL, true, SC_FETCH_SCORE);
 }
 
 enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
@@ -146,7 +150,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     for (uint32_t from = 0; from < n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, n);
         if (go)
-            sc_keys_load(s, &keys, from, m, k);
+            sc_keys_load(s, &keys, from, m, SC_FETCH_SCORE, k);
         for (uint32_t i = 0; i < m; i++) {
             struct sc_ref *ref = &refs[from + i];
             slots[i] = SC_NO_SLOT;
@@ -246,7 +250,7 @@ int64_t sc_reserve_read(struct sc_segment *s, const char *data, uint32_t width, 
 {
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
     struct grants g = {ranks, sc_now_us() + s->read_lease_us};
-    int64_t ok = each_key(s, &keys, status, visit_grant, &g, true);
+    int64_t ok = each_key(s, &keys, status, visit_grant, &g, true, SC_FETCH_LEASE);
     if (ok > 0)
         sc_tally(s, SC_grants, (uint64_t)ok * ranks);
     return ok;
@@ -271,7 +275,7 @@ static enum sc_status visit_ungrant(struct sc_segment *s, const struct sc_key *k
 
 static int64_t give_back(struct sc_segment *s, const struct sc_keys *keys, struct lanes *from, int8_t *status)
 {
-    int64_t ok = each_key(s, keys, status, visit_ungrant, from, false);
+    int64_t ok = each_key(s, keys, status, visit_ungrant, from, false, SC_FETCH_SHARE);
     if (ok > 0)
         sc_tally(s, SC_reserved_returned, from->taken);
     return ok;

@@ -37,7 +37,7 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     g->lanes = lanes;
     g->blocks = (uint32_t)(capacity / block_size);
     g->index_bits = 4;
-    while ((UINT64_C(1) << g->index_bits) < 2 * (uint64_t)slots)
+    while ((UINT64_C(1) << g->index_bits) < 4 * (uint64_t)slots)
         g->index_bits++;
     uint64_t end = sizeof(struct sc_header);
     g->lane_table = place(&end, lanes * sizeof(struct sc_lane));

@@ -55,19 +55,24 @@ bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation)
     return true;
 }
 
-bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
+/* Adds reserved shares to a word; false: late, or too many. */
+static bool add_reserved(sc_word *w, uint32_t generation, uint32_t n)
 {
-    sc_word *w = sc_share(s, lane, slot);
     uint64_t old = sc_peek(w), new;
     do {
         if (later(old, generation))
             return false;
         bool same = sc_generation(old) == generation;
-        if (same && sc_reserved(old) == SC_SHARE_MAX)
+        if (same && sc_reserved(old) + n > SC_SHARE_MAX)
             return false;
-        new = same ? old + (UINT64_C(1) << 16) : sc_share_word(generation, 1, 0);
+        new = same ? old + ((uint64_t)n << 16) : sc_share_word(generation, n, 0);
     } while (!sc_cas(w, &old, new));
     return true;
+}
+
+bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
+{
+    return add_reserved(sc_share(s, lane, slot), generation, 1);
 }
 
 bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
@@ -81,31 +86,51 @@ bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32
     return true;
 }
 
-/* What stops an eviction in a word, without or with the taking of reserved shares. */
-static bool stops(uint64_t word, uint32_t generation, bool revoke)
+bool sc_lease_over(const struct sc_segment *s, uint32_t slot)
 {
-    return sc_generation(word) == generation && (sc_held(word) || (sc_reserved(word) && !revoke));
+    return sc_load(&sc_slot(s, slot)->lease_until_us) < sc_now_us();
 }
 
-bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool revoke, uint64_t *revoked)
+/* The share word is read first and the lease second: a granter stores the lease and then its share. */
+static bool stops(const struct sc_segment *s, uint32_t slot, uint64_t word, uint32_t generation, bool force)
+{
+    return sc_generation(word) == generation &&
+           (sc_held(word) || (sc_reserved(word) && !force && !sc_lease_over(s, slot)));
+}
+
+/* Takes the reserved shares of one lane; false: it holds one, or the lease runs. */
+static bool revoke(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked)
+{
+    sc_word *w = sc_share(s, lane, slot);
+    uint64_t word = sc_load(w);
+    for (;;) {
+        if (sc_generation(word) != generation || !(word & 0xffffffff))
+            return true;
+        if (stops(s, slot, word, generation, force))
+            return false;
+        if (!sc_cas(w, &word, sc_share_word(generation, 0, 0)))
+            continue;
+        /* The word may look the same after one share was taken back and another granted: then the lease runs. */
+        if (!force && !sc_lease_over(s, slot)) {
+            add_reserved(w, generation, sc_reserved(word));
+            return false;
+        }
+        *revoked += sc_reserved(word);
+        return true;
+    }
+}
+
+bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked)
 {
     /* The limit is read after the mark: a lane that raised it later looks at the state word later still. */
     uint32_t limit = sc_lane_limit(s);
     for (uint32_t lane = 0; lane < limit; lane++)
-        if (stops(sc_load(sc_share(s, lane, slot)), generation, revoke))
+        if (stops(s, slot, sc_load(sc_share(s, lane, slot)), generation, force))
             return true;
     /* Only now, when nothing else is in the way, are reserved shares taken. */
-    for (uint32_t lane = 0; revoke && lane < limit; lane++) {
-        sc_word *w = sc_share(s, lane, slot);
-        uint64_t word = sc_load(w);
-        while (sc_generation(word) == generation && sc_reserved(word) && !sc_held(word))
-            if (sc_cas(w, &word, sc_share_word(generation, 0, 0))) {
-                *revoked += sc_reserved(word);
-                break;
-            }
-        if (stops(word, generation, true))
+    for (uint32_t lane = 0; lane < limit; lane++)
+        if (!revoke(s, lane, slot, generation, force, revoked))
             return true;
-    }
     return false;
 }
 

@@ -46,9 +46,11 @@ bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32
 /* The look at the state word that makes shares count: true if the object is still there. */
 bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation);
 
-/* Under the arena lock, the slot being EVICTING: true if a lane holds a share of it. Reserved shares count unless
- * revoke says to take them; how many were taken is added to *revoked. */
-bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool revoke, uint64_t *revoked);
+/* Nobody was granted a share of the slot's object within the read lease. */
+bool sc_lease_over(const struct sc_segment *s, uint32_t slot);
+/* Under the arena lock, the slot being EVICTING: true if a lane has a share of it. Reserved shares whose lease is over, or
+ * all of them with force, are taken; how many is added to *revoked. */
+bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked);
 /* Just a look: no lane has any share. */
 bool sc_share_none(const struct sc_segment *s, uint32_t slot, uint32_t generation);
 

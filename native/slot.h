@@ -39,7 +39,7 @@ static inline uint64_t sc_writing(uint64_t word, uint32_t owner, uint64_t flags)
 }
 
 /* A key as the core handles it: padded to words, with its hash. */
-struct sc_key { uint64_t words[SC_MAX_KEY / 8]; uint64_t hash; uint32_t bytes; };
+struct sc_key { uint64_t words[SC_MAX_KEY / 8], hash; uint32_t bytes, hint; }; /* hint: a slot to try first */
 
 static inline uint64_t sc_mix(uint64_t a, uint64_t b)
 {
@@ -50,21 +50,21 @@ static inline uint64_t sc_mix(uint64_t a, uint64_t b)
 /* In the way of wyhash: two words a multiplication. */
 static inline void sc_key_load(struct sc_key *k, const void *data, uint32_t bytes, uint64_t seed)
 {
-    const uint8_t *from = data;
-    uint32_t words = (bytes + 7) / 8, whole = bytes / 8;
-    for (uint32_t i = 0; i < whole; i++)
-        memcpy(&k->words[i], from + 8 * i, 8);
-    if (words > whole) {
-        k->words[whole] = 0;
-        memcpy(&k->words[whole], from + 8 * whole, bytes % 8);
+    const char *from = data;
+    uint64_t h = seed, *w = k->words;
+    uint32_t rest = bytes;
+    for (; rest >= 16; rest -= 16, from += 16, w += 2) {
+        memcpy(w, from, 16);
+        h = sc_mix(w[0] ^ UINT64_C(0xa0761d6478bd642f), w[1] ^ h);
     }
-    uint64_t h = seed ^ bytes;
-    for (uint32_t i = 0; i + 1 < words; i += 2)
-        h = sc_mix(k->words[i] ^ UINT64_C(0xa0761d6478bd642f), k->words[i + 1] ^ h ^ UINT64_C(0xe7037ed1a0b428db));
-    if (words % 2)
-        h = sc_mix(k->words[words - 1] ^ UINT64_C(0x8ebc6af09c88c6e3), h ^ UINT64_C(0x589965cc75374cc3));
-    k->hash = sc_mix(h ^ UINT64_C(0x1d8e4e27c47d124f), UINT64_C(0x9e3779b97f4a7c15));
+    if (rest) {
+        w[0] = w[1] = 0; /* bytes <= 64, so there are two words left */
+        memcpy(w, from, rest);
+        h = sc_mix(w[0] ^ UINT64_C(0xa0761d6478bd642f), w[1] ^ h);
+    }
+    k->hash = sc_mix(h ^ UINT64_C(0x1d8e4e27c47d124f), bytes ^ UINT64_C(0x589965cc75374cc3));
     k->bytes = bytes;
+    k->hint = SC_NO_SLOT;
 }
 
 /* Valid only if the generation is the same before and after. */

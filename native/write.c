@@ -138,7 +138,7 @@ static int64_t under_lock(struct sc_segment *s, const struct sc_keys *keys, sc_c
             sc_refresh_victims(s);
         for (uint32_t at = from; at < end; at++) {
             if (rc == 0 && (at - from) % SC_CHUNK == 0)
-                sc_keys_load(s, keys, at, sc_chunk_of(at, end), k);
+                sc_keys_load(s, keys, at, sc_chunk_of(at, end), SC_FETCH_SHARE, k);
             enum sc_status st = f(s, rc < 0 ? NULL : &k[(at - from) % SC_CHUNK], at, arg);
             ok += st == SC_OK;
         }
@@ -350,7 +350,7 @@ static int64_t finish_keys(struct sc_segment *s, const struct sc_keys *keys, boo
     int64_t ok = 0;
     for (uint32_t from = 0; from < keys->n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, keys->n);
-        sc_keys_load(s, keys, from, m, k);
+        sc_keys_load(s, keys, from, m, SC_FETCH_SHARE, k);
         for (uint32_t i = 0; i < m; i++) {
             status[from + i] = (int8_t)finish_key(s, &k[i], keep, ranks);
             ok += status[from + i] == SC_OK;
