@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ReadBatch", "WriteBatch"]
 
 
+_sc_release: Final = lib.sc_release  # a function of lib costs a look-up at each use
 _REF_BYTES: Final = ffi.sizeof("struct sc_ref")
 _REF_STATUS: Final = ffi.offsetof("struct sc_ref", "status")
 
@@ -152,7 +153,7 @@ class ReadBatch(_Batch):
                     )
                 self._loan = None
             self._open = False
-        lib.sc_release(self._attachment.handle, self._refs, self._packed[3])
+        _sc_release(self._attachment.handle, self._refs, self._packed[3])
 
     def __enter__(self) -> Self:
         return self

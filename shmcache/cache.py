@@ -38,6 +38,9 @@ _CODES: Final = ffi.typeof("int8_t[]")
 _REPORT_BYTES: Final = 1 << 20  #: of verify
 
 
+_sc_read: Final = lib.sc_read  # a function of lib costs a look-up at each use
+
+
 def _data(packed: Packed) -> Any:
     return packed[0] if type(packed[0]) is bytes else ffi.from_buffer("char[]", packed[0])
 
@@ -170,7 +173,7 @@ class Cache:
             _check_wait(wait_s)
         refs = ffi.new(_REFS, n)
         batch = ReadBatch(self._attachment, packed, refs, n)  # before the shares: whatever is raised, it releases
-        ok = lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, _PREFIX if prefix else 0, refs)
+        ok = _sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, _PREFIX if prefix else 0, refs)
         if ok != n:
             batch.found(self._check(ok))
             batch.found(ok + self._read_on(packed, prefix, wait_s, refs))
