@@ -1,4 +1,4 @@
-"""Builds ``shmcache._native``, the one compiled extension, from the C core with cffi's API mode.
+"""Builds ``shmcache._native`` from the C core with cffi's API mode, and ``shmcache._pack`` beside it.
 
 ``pyproject.toml`` names :class:`BuildExt` as the ``build_ext`` command; nothing is compiled at import.
 The declarations that Python sees are in ``shmcache.cdef.h``; cffi turns them into one generated C
@@ -76,17 +76,21 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         """Complete the extension, so that an sdist knows the sources and headers, too."""
         super().finalize_options()
-        for ext in self._ours():
-            ext.sources = sorted(str(path) for path in NATIVE.glob("*.c"))
-            # What ext.depends names is put into the sdist, and a change of it rebuilds.
-            ext.depends = sorted(str(path) for path in (*NATIVE.glob("*.h"), NATIVE / "build_ffi.py"))
-            ext.include_dirs = [str(NATIVE)]
+        for ext in self.extensions:
             ext.extra_compile_args = compile_args()
             ext.extra_link_args = LINK_ARGS + lto_args()
+            if ext.name == MODULE:
+                ext.sources = sorted(str(path) for path in NATIVE.glob("*.c"))
+                # What ext.depends names is put into the sdist, and a change of it rebuilds.
+                ext.depends = sorted(str(path) for path in (*NATIVE.glob("*.h"), NATIVE / "build_ffi.py"))
+                ext.include_dirs = [str(NATIVE)]
 
     def build_extension(self, ext: Extension) -> None:
         """Generate and compile; raises PlatformError on a platform that the core does not support."""
         check_platform()
+        if ext.name != MODULE:
+            super().build_extension(ext)
+            return
         generated = Path(self.build_temp) / "_native.c"
         generated.parent.mkdir(parents=True, exist_ok=True)
         make_ffi().emit_c_code(str(generated))
@@ -96,6 +100,3 @@ class BuildExt(build_ext):
             super().build_extension(ext)
         finally:
             ext.sources = sources  # an sdist of the same run must not name the generated file
-
-    def _ours(self) -> list[Extension]:
-        return [ext for ext in self.extensions if ext.name == MODULE]

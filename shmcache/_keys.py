@@ -11,6 +11,7 @@ from typing import Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from shmcache import _pack
 from shmcache.config import shown
 
 MAX_KEY: Final = 64  #: bytes
@@ -32,26 +33,19 @@ def pack(keys: Keys) -> Packed:
     (n, width), 1 <= width <= 64, one row a key; an array is passed on without a copy. No keys are fine.
     TypeError or ValueError names what is wrong, and the index of the key where it is a key.
     """
+    packed = _pack.pack(keys)  # None unless a list or tuple of bytes of one length, as nearly all are
+    if packed is not None:
+        return packed
+    if isinstance(keys, np.ndarray):
+        return _pack_matrix(keys)
     if type(keys) is not list and type(keys) is not tuple:
-        if isinstance(keys, np.ndarray):
-            return _pack_matrix(keys)
         keys = _listed(keys)
-    n = len(keys)
-    if n == 1 and type(keys[0]) is bytes and 0 < len(keys[0]) <= MAX_KEY:
-        return keys[0], len(keys[0]), None, 1
-    if n == 0:
+    if len(keys) == 0:
         return b"", 0, None, 0
     try:
-        data = b"".join(keys)
-        lengths = list(map(len, keys))
+        return _pack_mixed(keys, b"".join(keys), list(map(len, keys)))
     except (TypeError, BufferError):
         _refuse(keys)
-    width = lengths[0]
-    # The total proves that len() counted bytes, which for a memoryview or an array of wider items it
-    # does not, and that no other thread changed the keys between the two steps.
-    if 0 < width <= MAX_KEY and lengths.count(width) == n and width * n == len(data):
-        return data, width, None, n
-    return _pack_mixed(keys, data, lengths)
 
 
 def unpack(packed: Packed) -> list[bytes]:
