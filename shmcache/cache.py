@@ -195,8 +195,10 @@ class Cache:
     # Removing
 
     def delete(self, keys: Keys, *, force: bool = False) -> list[Status]:
-        """Deletes objects: OK, NOT_FOUND, or LOCKED while shares or a writer exist. ``force`` takes reserved
-        shares along, never held ones."""
+        """Deletes objects: OK, NOT_FOUND, or LOCKED while shares or a writer exist; then nothing was taken.
+
+        Reserved shares whose lease is over do not count, nor, with ``force``, any reserved ones; held shares do.
+        """
         check_bool(force, "force")
         return self._each(lib.sc_delete, keys, force)
 

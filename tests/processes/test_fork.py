@@ -11,7 +11,7 @@ from arena_support import pattern, run_python
 from processes._crew import Member, state_of, wait_until
 from processes._whole import check_whole
 
-from shmcache import Cache, ReapReport, Status
+from shmcache import ArenaConfig, Cache, ReapReport, Status
 
 OK, LOCKED = Status.OK, Status.LOCKED
 Enlist = Callable[..., Member]
@@ -269,6 +269,7 @@ for pid in children:
 """
 
 
+@pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", lanes=256)])
 def test_forks_while_another_thread_attaches(arena: str, cache: Cache) -> None:
     done = run_python(ATTACHING, arena)
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,20 +11,26 @@ from shmcache import Cache, ReadBatch, Status, WriteBatch
 OK = Status.OK
 BLOCK = 4096
 MOST_BYTES = 3 * BLOCK
-_NONCE = 16
+_TAG = 8
+_HEAD = 2 * _TAG
+
+
+def _tag(key: bytes) -> bytes:
+    return hashlib.blake2b(key, digest_size=_TAG).digest()
 
 
 def fill(view: memoryview, key: bytes, chance: random.Random) -> None:
-    """Writes an object: a number that no other object has, and after it what only this key and number give."""
-    nonce = chance.randbytes(_NONCE)
-    view[:_NONCE] = nonce
-    view[_NONCE:] = hashlib.shake_128(key + nonce).digest(len(view) - _NONCE)
+    """Writes an object: its key's tag, a number that no other object has, and what only this key and number give."""
+    nonce = chance.randbytes(_HEAD - _TAG)
+    view[:_HEAD] = _tag(key) + nonce
+    view[_HEAD:] = hashlib.shake_128(key + nonce).digest(len(view) - _HEAD)
 
 
 def check(view: memoryview, key: bytes) -> bytes:
     """Every byte is of one object of that key; its number."""
-    nonce = bytes(view[:_NONCE])
-    assert view[_NONCE:] == hashlib.shake_128(key + nonce).digest(len(view) - _NONCE), f"wrong bytes under {key!r}"
+    nonce = bytes(view[_TAG:_HEAD])
+    assert view[:_TAG] == _tag(key), f"another object under {key!r}"
+    assert view[_HEAD:] == hashlib.shake_128(key + nonce).digest(len(view) - _HEAD), f"wrong bytes under {key!r}"
     return nonce
 
 
@@ -41,6 +47,8 @@ class Worker:
         self.keys = keys
         self.chance = random.Random(seed)
         self.done = 0
+        self._many = keys * 24
+        self._tags = [_tag(key) for key in self._many]
 
     def work(self, operations: list[str], seconds: float) -> int:
         """Does them for so long: how many objects were checked."""
@@ -60,7 +68,7 @@ class Worker:
 
     def _filled(self, *, temporary: bool = False) -> WriteBatch:
         keys = self._some()
-        sizes: list[int] = [self.chance.randint(_NONCE, MOST_BYTES) for _ in keys]
+        sizes: list[int] = [self.chance.randint(_HEAD, MOST_BYTES) for _ in keys]
         batch = self.cache.reserve_write(keys, sizes, temporary=temporary)
         for key, view in zip(keys, batch.views, strict=True):
             if view is not None:
@@ -88,7 +96,7 @@ class Worker:
 
     def put(self) -> None:
         (key,) = self._one()
-        data = bytearray(self.chance.randint(_NONCE, MOST_BYTES))
+        data = bytearray(self.chance.randint(_HEAD, MOST_BYTES))
         fill(memoryview(data), key, self.chance)
         self.cache.put(key, data)
 
@@ -114,6 +122,17 @@ class Worker:
             self._pause()
             assert check_all(batch) == first, "an object changed under a reader"
             self.done += sum(nonce is not None for nonce in first)
+
+    def read_many(self) -> None:
+        """Most of the time is the core's, so that this is where others come between."""
+        with self.cache.read(self._many) as batch:
+            for view, tag in zip(batch.views, self._tags, strict=True):
+                assert view is None or view[:_TAG] == tag, "another object"
+
+    def grant_many(self) -> None:
+        granted = self.cache.reserve_read(self._many)
+        for was, is_ in zip(granted, self.cache.finish_read(self._many), strict=True):
+            assert was != OK or is_ == OK, "a reserved share was lost"
 
     def read_twice(self) -> None:
         """What is held stays what its key finds."""

@@ -17,6 +17,7 @@ SECONDS = 2.0
 KEYS = [b"k", b"key", b"key of more than a word", *(b"%060d" % i for i in range(5))]
 WRITER = ["write", "write", "put", "write_and_read", "abandon", "delete", "evict"]
 READER = ["read", "read", "read_twice", "wait_and_read", "grant_and_read", "grant_and_give_back"]
+FAST = ["read_many", "read_many", "grant_many"]
 WATCHER = [*WRITER, *READER, "verify", "reap"]
 
 
@@ -33,7 +34,7 @@ def _disturb(members: list[Member], chance: random.Random) -> None:
         member.stop()
         time.sleep(chance.uniform(0, 0.005))
         member.resume()
-        time.sleep(chance.uniform(0, 0.02))
+        time.sleep(chance.uniform(0, 0.005))
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,13 @@ def _disturb(members: list[Member], chance: random.Random) -> None:
     ids=["2 slots", "8 blocks", "5 slots"],
 )
 def test_hot_slots(cache: Cache, members: list[Member], chance: random.Random) -> None:
-    for member, operations in zip(members, [WRITER, WRITER, READER, READER, WATCHER], strict=True):
+    for member, operations in zip(members, [WRITER, WATCHER, READER, FAST, FAST], strict=True):
         member.do("from stress._work import Worker")
         member.begin(f"Worker(cache, {KEYS!r}, {chance.randrange(1 << 32)}).work({operations!r}, {SECONDS})")
     _disturb(members, chance)
     checked = [member.answer() for member in members]
     stats = cache.stats()
-    assert all(checked[2:]), "readers read nothing"
+    assert all(checked[1:3]), "readers read nothing"
     assert stats.counters.deletes + stats.counters.evictions > 20 * stats.slots, "slots were hardly used again"
     assert (stats.reserved, stats.held, stats.writing) == (0, 0, 0)
     assert cache.verify() == []
