@@ -3,7 +3,9 @@ stopped in the middle of it. No reader ever sees a byte of another object, and n
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 
@@ -27,14 +29,14 @@ def members(enlist: Callable[..., Member]) -> list[Member]:
 
 
 def _disturb(members: list[Member], chance: random.Random) -> None:
-    """Stops one after the other for a moment, wherever it is."""
+    """Stops one after the other for a moment, wherever it is; most often the last."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        member = chance.choice(members)
-        member.stop()
-        time.sleep(chance.uniform(0, 0.005))
+        member = chance.choice([*members, *members[-1:] * 3])
+        os.kill(member.pid, signal.SIGSTOP)
+        time.sleep(chance.uniform(0, 0.002))
         member.resume()
-        time.sleep(chance.uniform(0, 0.005))
+        time.sleep(chance.uniform(0, 0.002))
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,14 @@ def _disturb(members: list[Member], chance: random.Random) -> None:
     ids=["2 slots", "8 blocks", "5 slots"],
 )
 def test_hot_slots(cache: Cache, members: list[Member], chance: random.Random) -> None:
-    for member, operations in zip(members, [WRITER, WATCHER, READER, FAST, FAST], strict=True):
+    for member, operations in zip(members, [WRITER, WRITER, WATCHER, READER, FAST], strict=True):
         member.do("from stress._work import Worker")
         member.begin(f"Worker(cache, {KEYS!r}, {chance.randrange(1 << 32)}).work({operations!r}, {SECONDS})")
     _disturb(members, chance)
     checked = [member.answer() for member in members]
     stats = cache.stats()
-    assert all(checked[1:3]), "readers read nothing"
-    assert stats.counters.deletes + stats.counters.evictions > 20 * stats.slots, "slots were hardly used again"
+    assert all(checked[2:4]), "readers read nothing"
+    assert stats.counters.deletes + stats.counters.evictions > 200, "slots were hardly used again"
     assert (stats.reserved, stats.held, stats.writing) == (0, 0, 0)
     assert cache.verify() == []
     assert stats.counters.lock_steals == stats.counters.reaped_shares == 0, "somebody was taken for dead"
