@@ -105,7 +105,8 @@ static int set_ranks_aside(struct sc_segment *s, const struct sc_member *m, stru
             lane = sc_lane_find(s, m);
             if (lane == SC_NO_SLOT)
                 return SC_E_NO_LANE;
-            sc_reap_lane(s, lane, r); /* its row is empty before anybody can grant to the rank */
+            /* In the door, so nobody takes it: its row is empty before anybody can grant to the rank. */
+            sc_reap_lane(s, lane, sc_load32(&sc_lane(s, lane)->incarnation), r);
             sc_lane_assign(s, lane, m, rank);
         }
         s->rank_lanes[rank] = (uint16_t)lane;
@@ -117,7 +118,7 @@ static int set_ranks_aside(struct sc_segment *s, const struct sc_member *m, stru
 static void vacate(struct sc_segment *s, struct sc_reaped *r)
 {
     struct sc_lane *l = sc_lane(s, s->lane);
-    sc_reap_lane(s, s->lane, r);
+    sc_reap_lane(s, s->lane, s->incarnation, r);
     sc_poke32(&l->pid, 0);
     if (sc_load32(&l->role) != SC_ROLE_RANK)
         sc_store32(&l->role, SC_ROLE_NONE);
@@ -137,7 +138,7 @@ static int join_in_door(struct sc_segment *s, const struct sc_member *m, uint32_
     if (rc < 0)
         return rc; /* the caller closes the segment: the lane is dead, and reaped by whoever comes next */
     if (!expected)
-        sc_reap_lane(s, s->lane, &r);
+        sc_reap_lane(s, s->lane, s->incarnation, &r);
     rc = set_ranks_aside(s, m, &r);
     if (rc < 0)
         vacate(s, &r);

@@ -26,10 +26,8 @@ static void take_writes(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
     }
 }
 
-void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
+void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r)
 {
-    /* Read before the work: a successor that comes meanwhile is not level with it, and reaps once more. */
-    uint32_t incarnation = sc_load32(&sc_lane(s, lane)->incarnation);
     struct sc_reaped before = *r;
     take_shares(s, lane, r);
     take_writes(s, lane, r);
@@ -40,16 +38,23 @@ void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
     sc_tally(s, SC_reaped_writes, r->writes - before.writes);
 }
 
+bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
+{
+    /* The incarnation first, the lock second: a successor that comes between the two is not taken for reaped. It uses
+     * no share before it has had the arena lock. */
+    uint32_t incarnation = sc_load32(&sc_lane(s, lane)->incarnation);
+    if (sc_lane_state(s, lane) != SC_LANE_DEAD)
+        return false;
+    sc_reap_lane(s, lane, incarnation, r);
+    r->lanes++;
+    return true;
+}
+
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r)
 {
     bool any = false;
-    for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++) {
-        if (sc_lane_state(s, lane) != SC_LANE_DEAD)
-            continue;
-        sc_reap_lane(s, lane, r);
-        r->lanes++;
-        any = true;
-    }
+    for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
+        any = sc_reap_if_dead(s, lane, r) || any;
     return any;
 }
 

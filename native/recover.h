@@ -18,9 +18,11 @@
 int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r);
 void sc_end(struct sc_segment *s);
 
-/* Takes back all that a lane has: shares, writes. Another's lane counts as reaped then. */
-void sc_reap_lane(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
-/* The same for every lane that is dead and not reaped. False: there was none. */
+/* Takes back all that a lane has: shares, writes. Another's lane counts as reaped then, up to this incarnation. */
+void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r);
+/* Reaps a lane that is dead and not reaped. False: it is not. */
+bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
+/* The same for every lane. False: there was none. */
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);
 
 /* Rebuilds all that is derived from the slot table. A slot that contradicts itself or another is freed. */

@@ -21,11 +21,10 @@ static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k
     if (sc_state_of(state) != SC_WRITING)
         return SC_EXISTS;
     uint32_t owner = sc_owner_of(state);
-    if (owner >= s->g.lanes || !sc_lane_held(s, owner)) {
-        if (owner < s->g.lanes)
-            sc_reap_lane(s, owner, &r);
+    if (owner >= s->g.lanes)
+        return SC_IN_FLIGHT; /* damaged; a rebuild frees it */
+    if (sc_reap_if_dead(s, owner, &r))
         return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_IN_FLIGHT;
-    }
     if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us)
         return SC_IN_FLIGHT;
     *stuck = slot;

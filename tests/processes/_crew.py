@@ -24,7 +24,7 @@ from processes._segment import Segment
 
 import shmcache
 
-NAP_S = 0.005  #: between two looks at what another process does
+NAP_S = 0.001  #: between two looks at what another process does
 
 
 class Member:

@@ -140,7 +140,7 @@ def test_keys_of_a_dead_writer_can_be_written(cache: Cache, writer: Member) -> N
 
 @pytest.mark.parametrize("config", [ArenaConfig("516KiB", block_size="4KiB", lanes=4)])
 def test_memory_of_a_dead_writer_is_back_when_needed(cache: Cache, writer: Member) -> None:
-    """The arena has one block more than a and w and the rest need, less one: 129 of 130."""
+    """Its 64 keys have 128 of the arena's 129 blocks."""
     writer.kill()
     assert cache.put(b"all", b"x" * cache.stats().capacity) == OK
     check_whole(cache)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +128,44 @@ def test_a_rank_that_came_for_its_grants_and_died_loses_them(controller: Cache, 
     assert join("engine", 1, 2).finish_read([b"a"]) == [Status.NO_SHARE]
     assert controller.cancel_read([b"a"]) == [OK]
     check_whole(controller)
+
+
+def _spin(seconds: float) -> None:
+    """Less than a sleep can be."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.mark.parametrize("config", [ArenaConfig("64KiB", block_size="4KiB", lanes=3)])
+def test_a_successor_that_comes_while_its_predecessor_is_reaped(
+    cache: Cache, enlist: Enlist, start: Callable[[], Member], chance: random.Random
+) -> None:
+    """Who reaps is stopped on the way, most likely between a look at the lane's lock and one at its incarnation."""
+    assert cache.put(b"a", b"x") == OK
+    reaper = enlist()
+    reaper.begin("while True: cache.reap()")
+    for _ in range(300):
+        predecessor, successor = enlist("engine", 0, 1), start()
+        reaper.stop()
+        predecessor.kill()
+        reaper.resume()
+        _spin(chance.uniform(0, 0.0001))
+        os.kill(reaper.pid, signal.SIGSTOP)
+        successor.begin(
+            f"cache = shmcache.attach({cache.name!r}, group='engine', rank=0, world_size=1); batch = cache.read([b'a'])"
+        )
+        time.sleep(chance.uniform(0, 0.003))
+        reaper.resume()
+        successor.answer()
+        assert cache.stats().held == 1, "the successor's share was reaped"
+        reaper.stop()
+        successor.kill()
+        cache.reap()
+        assert cache.stats().held == 0, "a dead process keeps a share"
+        reaper.resume()
+    reaper.kill()
+    check_whole(cache)
 
 
 def test_eight_processes_want_one_rank(arena: str, controller: Cache, start: Callable[[], Member]) -> None:
