@@ -139,13 +139,13 @@ int64_t sc_cancel_read(struct sc_segment *s, const char *keys, uint32_t width, c
 int64_t sc_layout_number(struct sc_segment *s, const char *spec, uint32_t spec_bytes, uint64_t nbytes);
 int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *spec_bytes);
 
-/* The whole. */
+/* The whole. Of a closed segment sc_get_info and sc_get_lane say nothing: all is 0, and nobody holds the lock. */
 /* SC_E_BUSY at once where the lock cannot be had, unless wait is set. */
 int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r);
 int64_t sc_verify(struct sc_segment *s, char *report, uint64_t report_bytes);
-void sc_get_info(const struct sc_segment *s, struct sc_info *info);
+void sc_get_info(struct sc_segment *s, struct sc_info *info);
 void sc_count_objects(const struct sc_segment *s, struct sc_info *info);
-void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
+void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
 uint32_t sc_own_lane(const struct sc_segment *s);
 uint32_t sc_counter_count(void);
 const char *sc_counter_name(uint32_t i);

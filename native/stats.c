@@ -27,10 +27,13 @@ void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
     }
 }
 
-void sc_get_info(const struct sc_segment *s, struct sc_info *info)
+void sc_get_info(struct sc_segment *s, struct sc_info *info)
 {
-    const struct sc_header *h = sc_header(s);
     memset(info, 0, sizeof *info);
+    info->lock_lane = SC_NO_SLOT;
+    if (sc_enter(s) < 0)
+        return; /* closed meanwhile */
+    const struct sc_header *h = sc_header(s);
     info->capacity = s->g.capacity;
     info->block_size = s->g.block_size;
     info->payload = s->g.payload;
@@ -48,6 +51,7 @@ void sc_get_info(const struct sc_segment *s, struct sc_info *info)
     memcpy(info->fingerprint, h->fingerprint, info->fingerprint_bytes);
     memcpy(info->boot_id, h->boot_id, sizeof info->boot_id);
     info->lock_lane = sc_lock_holder(s, &info->lock_incarnation, &info->lock_alive);
+    sc_leave(s);
 }
 
 static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
@@ -64,10 +68,10 @@ static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_la
     }
 }
 
-void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
+void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
 {
     memset(info, 0, sizeof *info);
-    if (lane >= s->g.lanes)
+    if (lane >= s->g.lanes || sc_enter(s) < 0)
         return;
     const struct sc_lane *l = sc_lane(s, lane);
     info->role = sc_load32(&l->role);
@@ -83,4 +87,5 @@ void sc_get_lane(const struct sc_segment *s, uint32_t lane, struct sc_lane_info 
     for (uint32_t i = 0; i < SC_COUNTER_COUNT; i++)
         info->counters[i] = sc_peek(&l->counters[i]);
     count_shares(s, lane, info);
+    sc_leave(s);
 }

@@ -228,7 +228,7 @@ class WriteBatch(_Batch):
             self.abort()
 
     def __del__(self) -> None:
-        if not self._open or sys.is_finalizing():
+        if not self._open or self._ok == 0 or sys.is_finalizing():
             return  # a process that ends leaves nothing
         aborted = lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
         if aborted > 0:

@@ -36,12 +36,11 @@ _PREFIX: Final = int(lib.SC_PREFIX)
 _REFS: Final = ffi.typeof("struct sc_ref[]")
 _CODES: Final = ffi.typeof("int8_t[]")
 _REPORT_BYTES: Final = 1 << 20  #: of verify
-
-
 _sc_read: Final = lib.sc_read  # a function of lib costs a look-up at each use
 
 
 def _data(packed: Packed) -> Any:
+    """The keys of :func:`pack`, and below their ends, as cffi takes them."""
     return packed[0] if type(packed[0]) is bytes else ffi.from_buffer("char[]", packed[0])
 
 
@@ -230,8 +229,9 @@ class Cache:
 
     def stats(self) -> Stats:
         """Occupancy and counters, a snapshot without a lock."""
-        self._attachment.check_open()
-        return snapshot.stats(self._handle, self._attachment.fd)
+        with self._attachment.lock:  # nobody closes meanwhile
+            self._attachment.check_open()
+            return snapshot.stats(self._handle, self._attachment.fd)
 
     def close(self) -> None:
         """Leaves the arena: reserved and held shares are given back, unfinished writes aborted. Again: nothing.

@@ -313,3 +313,15 @@ def test_two_batches_of_one_object_are_independent(stored: Cache) -> None:
     del kept
     first.release()
     assert held(stored) == 0
+
+
+def test_a_batch_does_not_publish_what_its_slot_holds_now(cache: Cache) -> None:
+    before = cache.reserve_write([b"before"], 8)
+    assert cache.abort_write([b"before"]) == [Status.OK]
+    others = [b"other %d" % i for i in range(cache.stats().slots)]
+    now = cache.reserve_write(others, 8)
+    assert set(now.status) == {Status.OK}  # every slot, so also the one that `before` had
+    assert before.publish() == [Status.NOT_FOUND]
+    assert cache.lookup(others) == 0
+    now.abort()
+    assert cache.verify() == []
