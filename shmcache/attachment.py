@@ -149,25 +149,19 @@ class Attachment:
             return self._views[writable]
 
     def write_address(self) -> Any:
-        """Where the writable mapping of the payload begins, for the core."""
+        """Where the writable mapping of the payload begins, for the core, which checks that nobody closes meanwhile."""
         if self._address is None:
-            view = self.payload(writable=True)
             with self.lock:
-                self._address = ffi.from_buffer("char[]", view)
+                buffer = ffi.from_buffer("char[]", self.payload(writable=True))
+                self._address = ffi.cast("char *", buffer)
+                ffi.release(buffer)  # the address alone counts as no view
         return self._address
 
     def _views_live(self) -> bool:
         """Whether somebody else shares the buffers that all views, arrays and tensors are made from."""
-        self._forget_address()
         return any(sys.getrefcount(managed_buffer(view)) > ALONE for view in self._views.values())
 
-    def _forget_address(self) -> None:
-        if self._address is not None:
-            ffi.release(self._address)
-            self._address = None
-
     def _unmap(self) -> None:
-        self._forget_address()
         for writable, view in self._views.items():
             view.release()
             with suppress(BufferError):  # a forked child's views; the mapping goes with the last of them
