@@ -1,13 +1,13 @@
 /* layout.h - the bytes of the segment, and who may change each of them.
  *
- * The segment is one POSIX shared-memory file. It gets its name only when it is whole (arena.py), so
+ * The segment is one POSIX shared-memory file. It gets its name only when it is whole (segment.py), so
  * nobody ever sees a header that is being written. All numbers are little-endian.
  *
  *   offset            bytes                     what
  *   0                 4096                      header            (struct sc_header)
- *   geometry.lanes    lanes * 512               lane table        (struct sc_lane)
- *   geometry.layouts  1024 * 512                layout table      (struct sc_layout)
- *   geometry.slots    slots * 128               slot table        (struct sc_slot)         the truth
+ *   geometry.lane_table   lanes * 512           lane table        (struct sc_lane)
+ *   geometry.layout_table 1024 * 512            layout table      (struct sc_layout)
+ *   geometry.slot_table   slots * 128           slot table        (struct sc_slot)         the truth
  *   geometry.scores   slots * 8                 eviction scores
  *   geometry.shares   lanes * share_stride      share table, one row of slots * 8 a lane
  *   geometry.index    2^index_bits * 8          index             derived from the slot table
@@ -24,8 +24,8 @@
  *   header.lock               any lane, by compare-and-swap from 0 or from a dead holder to itself;
  *                             the holder back to 0
  *   header.index_seq .. free_slots, index, slot_map, block_map, owners, layouts: arena lock
- *   header.lane_limit, lane identity (role .. command): the holder of the door (see lane.h); role and pid also
- *                             the lane itself when it closes
+ *   header.lane_limit, retired, door_pid; lane identity (role .. group): the holder of the door (see lane.h);
+ *                             role and pid also the lane itself when it closes
  *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
  *   lane.reaped               arena lock; the lane itself when it closes
  *   lane.detached             arena lock

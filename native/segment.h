@@ -2,7 +2,7 @@
  * ways to address the shared bytes.
  *
  * Nothing read from the segment is trusted: the geometry is recomputed from four validated numbers and kept
- * in private memory, and every index that comes out of the segment passes sc_slot_ok() or a like check.
+ * in private memory, and every index that comes out of the segment passes a bound first: sc_run_ok, sc_slot_describe.
  */
 #ifndef SC_SEGMENT_H
 #define SC_SEGMENT_H
