@@ -172,6 +172,8 @@ int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
     raise_limit(s, lane);
     write_identity(l, m, role, role == SC_ROLE_RANK ? (uint32_t)m->rank : 0);
     write_process(l);
+    for (uint32_t i = 0; i < SC_GAUGE_COUNT; i++)
+        sc_poke(&l->gauges[i], 0); /* what its predecessor was at when it died */
     s->lane = lane;
     s->world_size = m->world_size;
     return expected ? 1 : 0;

@@ -5,7 +5,7 @@
  *
  *   offset            bytes                     what
  *   0                 4096                      header            (struct sc_header)
- *   geometry.lane_table   lanes * 512           lane table        (struct sc_lane)
+ *   geometry.lane_table   lanes * 2048          lane table        (struct sc_lane)
  *   geometry.layout_table 1024 * 512            layout table      (struct sc_layout)
  *   geometry.slot_table   slots * 128           slot table        (struct sc_slot)         the truth
  *   geometry.scores   slots * 8                 eviction scores
@@ -29,7 +29,7 @@
  *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
  *   lane.reaped               arena lock; the lane itself when it closes
  *   lane.detached             arena lock
- *   lane.counters             that lane
+ *   lane.counters, gauges, histograms    that lane
  *   slot.state                see slot.h, which has the table of transitions
  *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter
  *   scores                    any lane, a plain store of a later time; a lost store costs recency only
@@ -109,13 +109,39 @@ struct sc_header {
     X(lookup_hits) X(lookup_misses) X(read_hits) X(read_misses) X(claims) X(grants) X(releases)                    \
     X(reserved_returned) X(reservations) X(publishes) X(published_bytes) X(aborts) X(deletes) X(evictions)         \
     X(evicted_bytes) X(no_space) X(leases_revoked) X(writes_detached) X(reaped_shares) X(reaped_writes)            \
-    X(lock_steals) X(rebuilds)
+    X(lock_steals) X(rebuilds)                                                                                     \
+    X(prefetch_requests) X(prefetch_keys) X(prefetch_l1_hits) X(prefetch_l2_hits) X(prefetch_cancels)              \
+    X(prefetch_contended) X(prefetch_no_space) X(prefetch_errors)                                                  \
+    X(l2_lookups) X(l2_lookup_hits) X(l2_lookup_errors) X(l2_loads) X(l2_loaded_bytes) X(l2_load_misses)           \
+    X(l2_load_errors) X(l2_timeouts) X(l2_damaged) X(l2_stores) X(l2_stored_bytes) X(l2_store_skips)               \
+    X(l2_store_retries) X(l2_store_errors) X(l2_store_no_space) X(l2_store_drops) X(l2_evictions) X(l2_evicted_bytes)
+
+/* What a lane has at this moment: X(name). Zero from its taking on; of a dead lane it says nothing. */
+#define SC_GAUGES(X)                                                                                               \
+    X(prefetch_queued) X(prefetch_in_flight) X(l2_loading) X(l2_storing) X(l2_backlog_bytes)
+
+/* How long something took: X(name). */
+#define SC_HISTOGRAMS(X)                                                                                           \
+    X(prefetch_queue) X(prefetch_first_key) X(prefetch_total) X(l2_lookup) X(l2_load) X(l2_store)
+
+/* Bucket b of a histogram counts times up to SC_BUCKET_US << b microseconds and above those of bucket b - 1; the last
+ * counts all that are longer. */
+#define SC_BUCKETS 23
+#define SC_BUCKET_US 16
 
 enum sc_counter {
 #define X(name) SC_##name,
     SC_COUNTERS(X)
 #undef X
     SC_COUNTER_COUNT
+};
+#define X(name) +1
+enum { SC_GAUGE_COUNT = SC_GAUGES(X), SC_HISTOGRAM_COUNT = SC_HISTOGRAMS(X) };
+#undef X
+
+struct sc_histogram {
+    sc_word sum_us;
+    sc_word buckets[SC_BUCKETS];
 };
 
 enum sc_role { SC_ROLE_NONE = 0, SC_ROLE_PRIVATE = 1, SC_ROLE_RANK = 2, SC_ROLE_CONTROLLER = 3 };
@@ -132,10 +158,11 @@ struct sc_lane {
     sc_word started_ns;             /* Unix time of the taking, for people */
     char command[24];               /* for people */
     char group[SC_MAX_GROUP];
-    sc_word counters[44];
-    uint8_t pad[32];
+    sc_word counters[64];
+    sc_word gauges[8];
+    struct sc_histogram histograms[7];
 };
-_Static_assert(SC_COUNTER_COUNT <= 44, "counters fit");
+_Static_assert(SC_COUNTER_COUNT <= 64 && SC_GAUGE_COUNT <= 8 && SC_HISTOGRAM_COUNT <= 7, "statistics fit");
 
 /* An entry is whole before header.layouts counts it (release), and never changes after (acquire). */
 struct sc_layout {
@@ -164,7 +191,7 @@ _Static_assert(offsetof(struct sc_header, lock) == 512, "the constant part ends 
 _Static_assert(offsetof(struct sc_header, index_seq) == 640, "index_seq has its own cache lines");
 _Static_assert(offsetof(struct sc_header, lane_limit) == 768, "lane_limit has its own cache lines");
 _Static_assert(offsetof(struct sc_header, layouts) == 896, "words under the arena lock lie together");
-_Static_assert(sizeof(struct sc_lane) == 512 && offsetof(struct sc_lane, counters) == 128, "lane: identity, counters");
+_Static_assert(sizeof(struct sc_lane) == 2048 && offsetof(struct sc_lane, counters) == 128, "lane: identity, counters");
 _Static_assert(sizeof(struct sc_layout) == 512, "layout entry");
 _Static_assert(sizeof(struct sc_slot) == 128 && offsetof(struct sc_slot, key) == 32, "slot is two cache lines");
 _Static_assert(offsetof(struct sc_slot, hash) == 96, "slot tail");
@@ -172,6 +199,6 @@ _Static_assert(offsetof(struct sc_slot, hash) == 96, "slot tail");
 /* A binary built from other structs is refused at attach. */
 #define SC_FORMAT                                                                                                  \
     ((uint64_t)SC_VERSION | (uint64_t)sizeof(struct sc_slot) << 16 | (uint64_t)sizeof(struct sc_lane) << 32 |      \
-     (uint64_t)SC_COUNTER_COUNT << 48)
+     (uint64_t)(SC_COUNTER_COUNT | SC_GAUGE_COUNT << 7 | SC_HISTOGRAM_COUNT << 11) << 48)
 
 #endif

@@ -112,7 +112,8 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *data, uint32_t width, co
 enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
 
 /* Takes a share of the key's object and describes it. */
-static enum sc_status take(struct sc_segment *s, const struct sc_key *k, struct sc_ref *ref, uint32_t *slot, uint32_t *claims)
+static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int flags, struct sc_ref *ref, uint32_t *slot,
+                           uint32_t *claims)
 {
     for (int i = 0; i < TRIES; i++) {
         uint64_t state;
@@ -120,7 +121,10 @@ static enum sc_status take(struct sc_segment *s, const struct sc_key *k, struct 
         enum sc_status st = look(s, k, slot, &state);
         if (st != SC_OK)
             return st;
-        enum sc_take t = sc_share_take(s, *slot, state);
+        /* Before a share is taken: to give the last one back would free a temporary object. */
+        if (flags & SC_READ_STORE && state & SC_TEMPORARY)
+            return SC_NOT_FOUND;
+        enum sc_take t = sc_share_take(s, *slot, state, flags & (SC_READ_FRESH | SC_READ_STORE));
         if (t == SC_SATURATED)
             return SC_NO_SHARE;
         if (t == SC_GONE)
@@ -159,7 +163,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
             ref->status = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
             if (!go)
                 continue;
-            ref->status = (uint16_t)take(s, &k[i], ref, &slots[i], &claims);
+            ref->status = (uint16_t)take(s, &k[i], flags, ref, &slots[i], &claims);
             hits += ref->status == SC_OK;
             misses += ref->status != SC_OK && !(flags & SC_AGAIN);
             if (ref->status != SC_OK) {
@@ -167,11 +171,14 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
                 go = !(flags & SC_PREFIX);
             }
         }
-        sc_touch(s, slots, m, from, &now);
+        if (!(flags & SC_READ_STORE))
+            sc_touch(s, slots, m, from, &now);
     }
-    sc_tally(s, SC_read_hits, hits);
-    sc_tally(s, SC_read_misses, misses);
-    sc_tally(s, SC_claims, claims);
+    if (!(flags & SC_READ_STORE)) {
+        sc_tally(s, SC_read_hits, hits);
+        sc_tally(s, SC_read_misses, misses);
+        sc_tally(s, SC_claims, claims);
+    }
     sc_leave(s);
     return hits;
 }

@@ -23,7 +23,7 @@ bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation)
     return false;
 }
 
-enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state)
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh)
 {
     uint32_t generation = sc_generation(state);
     sc_word *w = sc_share(s, s->lane, slot);
@@ -33,7 +33,7 @@ enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state)
         if (later(old, generation))
             return SC_GONE;
         bool same = sc_generation(old) == generation;
-        claimed = same && sc_reserved(old) > 0;
+        claimed = !fresh && same && sc_reserved(old) > 0;
         if (same && sc_held(old) == SC_SHARE_MAX)
             return SC_SATURATED;
         new = claimed ? old - (UINT64_C(1) << 16) + 1 : same ? old + 1 : sc_share_word(generation, 0, 1);

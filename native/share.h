@@ -34,8 +34,8 @@ static inline uint64_t sc_share_word(uint32_t generation, uint32_t reserved, uin
 
 enum sc_take { SC_GONE = 0, SC_FRESH = 1, SC_CLAIMED = 2, SC_SATURATED = 3 };
 
-/* Claims a reserved share of s's lane, else takes a fresh one, of the object that state names. */
-enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state);
+/* Claims a reserved share of s's lane, unless fresh is set, else takes a fresh one, of the object that state names. */
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh);
 /* Gives back a held share. False: there is none of that generation. */
 bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation);
 

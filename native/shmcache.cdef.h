@@ -68,13 +68,18 @@ struct sc_info {
     uint64_t lane_writing[256];
 };
 
+/* A histogram: bucket b counts times up to 16 << b microseconds, the last one all that are longer. */
+struct sc_times { uint64_t sum_us, buckets[23]; };
+
 struct sc_lane_info {
     uint32_t role, state;                    /* enum sc_role, enum sc_lane_state of the core */
     uint32_t rank, world_size, incarnation, pid;
     uint64_t started_ns, reserved, held;
     char command[24], group[64];
     uint32_t group_bytes;
-    uint64_t counters[44];                   /* in the order of Counters */
+    uint64_t counters[64];                   /* each in the order of sc_statistic_name */
+    uint64_t gauges[8];
+    struct sc_times histograms[7];
 };
 
 struct sc_segment;
@@ -125,8 +130,9 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *keys, uint32_t width, co
 int64_t sc_reserve_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                         uint32_t ranks, int8_t *status);
 /* SC_AGAIN: only the keys whose status is SC_IN_FLIGHT are tried. SC_PREFIX: stops at the first key that is not SC_OK
- * and leaves those behind it SC_IN_FLIGHT. */
-enum sc_read_flags { SC_PREFIX = 1, SC_AGAIN = 2 };
+ * and leaves those behind it SC_IN_FLIGHT. SC_READ_FRESH: takes a fresh share, and leaves reserved ones where they are.
+ * SC_READ_STORE: the same for who copies objects to L2: temporary ones are SC_NOT_FOUND, and nothing counts as read. */
+enum sc_read_flags { SC_PREFIX = 1, SC_AGAIN = 2, SC_READ_FRESH = 4, SC_READ_STORE = 8 };
 int64_t sc_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, int flags,
                 struct sc_ref *refs);
 int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n);
@@ -147,5 +153,11 @@ void sc_get_info(struct sc_segment *s, struct sc_info *info);
 void sc_count_objects(const struct sc_segment *s, struct sc_info *info);
 void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
 uint32_t sc_own_lane(const struct sc_segment *s);
-uint32_t sc_counter_count(void);
-const char *sc_counter_name(uint32_t i);
+
+/* The statistics of this process's lane: each adds to one of a kind, by its number. */
+enum sc_statistic { SC_COUNTER = 0, SC_GAUGE = 1, SC_HISTOGRAM = 2 };
+void sc_note_count(struct sc_segment *s, uint32_t counter, uint64_t n);
+void sc_note_gauge(struct sc_segment *s, uint32_t gauge, int64_t change);
+void sc_note_time(struct sc_segment *s, uint32_t histogram, uint64_t us);
+/* The name of statistic i of a kind; NULL beyond the last. */
+const char *sc_statistic_name(enum sc_statistic kind, uint32_t i);

@@ -1,14 +1,51 @@
-/* stats.c - what an arena says of itself to somebody who only looks: no lock, no lane, no store. */
+/* stats.c - what an arena says of itself to somebody who only looks (no lock, no lane, no store), and what a lane notes
+ * about itself. */
 #include "arena.h"
 
-static const char *const counter_names[] = {
 #define X(name) #name,
-    SC_COUNTERS(X)
+static const char *const counter_names[] = {SC_COUNTERS(X)};
+static const char *const gauge_names[] = {SC_GAUGES(X)};
+static const char *const histogram_names[] = {SC_HISTOGRAMS(X)};
 #undef X
-};
 
-uint32_t sc_counter_count(void) { return SC_COUNTER_COUNT; }
-const char *sc_counter_name(uint32_t i) { return i < SC_COUNTER_COUNT ? counter_names[i] : NULL; }
+const char *sc_statistic_name(enum sc_statistic kind, uint32_t i)
+{
+    if (kind == SC_COUNTER)
+        return i < SC_COUNTER_COUNT ? counter_names[i] : NULL;
+    if (kind == SC_GAUGE)
+        return i < SC_GAUGE_COUNT ? gauge_names[i] : NULL;
+    return i < SC_HISTOGRAM_COUNT ? histogram_names[i] : NULL;
+}
+
+void sc_note_count(struct sc_segment *s, uint32_t counter, uint64_t n)
+{
+    if (counter >= SC_COUNTER_COUNT || sc_enter(s) < 0)
+        return;
+    sc_tally(s, (enum sc_counter)counter, n);
+    sc_leave(s);
+}
+
+void sc_note_gauge(struct sc_segment *s, uint32_t gauge, int64_t change)
+{
+    if (gauge >= SC_GAUGE_COUNT || sc_enter(s) < 0)
+        return;
+    sc_count(&sc_lane(s, s->lane)->gauges[gauge], (uint64_t)change); /* modulo 2^64: below zero is subtraction */
+    sc_leave(s);
+}
+
+void sc_note_time(struct sc_segment *s, uint32_t histogram, uint64_t us)
+{
+    if (histogram >= SC_HISTOGRAM_COUNT || sc_enter(s) < 0)
+        return;
+    struct sc_histogram *h = &sc_lane(s, s->lane)->histograms[histogram];
+    uint32_t b = 0;
+    while (b < SC_BUCKETS - 1 && us > (uint64_t)SC_BUCKET_US << b)
+        b++;
+    sc_count(&h->sum_us, us);
+    sc_count(&h->buckets[b], 1);
+    sc_leave(s);
+}
+
 uint32_t sc_own_lane(const struct sc_segment *s) { return s->lane; }
 
 void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
@@ -68,6 +105,19 @@ static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_la
     }
 }
 
+static void copy_statistics(const struct sc_lane *l, struct sc_lane_info *info)
+{
+    for (uint32_t i = 0; i < SC_COUNTER_COUNT; i++)
+        info->counters[i] = sc_peek(&l->counters[i]);
+    for (uint32_t i = 0; i < SC_GAUGE_COUNT; i++)
+        info->gauges[i] = sc_peek(&l->gauges[i]);
+    for (uint32_t i = 0; i < SC_HISTOGRAM_COUNT; i++) {
+        info->histograms[i].sum_us = sc_peek(&l->histograms[i].sum_us);
+        for (uint32_t b = 0; b < SC_BUCKETS; b++)
+            info->histograms[i].buckets[b] = sc_peek(&l->histograms[i].buckets[b]);
+    }
+}
+
 void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
 {
     memset(info, 0, sizeof *info);
@@ -84,8 +134,7 @@ void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
     memcpy(info->command, l->command, sizeof info->command);
     info->group_bytes = sc_peek32(&l->group_bytes) < SC_MAX_GROUP ? sc_peek32(&l->group_bytes) : SC_MAX_GROUP;
     memcpy(info->group, l->group, info->group_bytes);
-    for (uint32_t i = 0; i < SC_COUNTER_COUNT; i++)
-        info->counters[i] = sc_peek(&l->counters[i]);
+    copy_statistics(l, info);
     count_shares(s, lane, info);
     sc_leave(s);
 }

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 from shmcache import errors, segment
 from shmcache._binding import Handle, check, ffi, lib
 from shmcache.layout import Layout
+from shmcache.status import OK, Status
 from shmcache.views import ALONE, managed_buffer
 
 __all__ = ["Attachment", "Membership"]
@@ -68,11 +70,19 @@ class Attachment:
         self._numbers: dict[Layout, int] = {}
         self._plain: dict[int, Layout] = {}
         self.lock = threading.RLock()
+        #: Each is called with the keys that this process has just published, in the thread that did.
+        self.listeners: tuple[Callable[[list[bytes]], None], ...] = ()
         _attachments.add(self)
 
     def check(self, code: int) -> int:
         """``code`` itself, or the exception that it stands for."""
         return code if code >= 0 else check(self.name, self.handle, code)
+
+    def tell(self, keys: list[bytes], found: list[Status]) -> None:
+        """Tells the listeners which of ``keys`` were published."""
+        published = [key for key, status in zip(keys, found, strict=True) if status is OK]
+        for listener in self.listeners:
+            listener(published)
 
     def check_open(self) -> None:
         """ClosedError after close and in a forked child."""

@@ -201,6 +201,18 @@ class WriteBatch(_Batch):
         super().__init__(attachment, packed, refs, ok)
         self._lock = threading.Lock()
 
+    def publish_leading(self, n: int, extra_count: int) -> list[Status]:
+        """For a load from L2: publishes the first ``n`` of objects that are OK, with shares as below, and tells no
+        listener. The others stay reserved; where there are none, the batch is finished."""
+        ranks = check_extra_count(extra_count, self._attachment.member.world_size) + 1
+        if n == len(self):
+            return self._publish(ranks, tell=False)
+        codes = new("int8_t[]", n)
+        with self._lock:
+            self._check_unfinished()
+            self._attachment.check(lib.sc_publish(self._attachment.handle, self._refs, n, ranks, codes))
+        return statuses(ffi.buffer(codes)[:])
+
     def publish(self) -> list[Status]:
         """Makes what was reserved readable. One status a key: OK; NOT_FOUND, NOT_OWNER or EXISTS where it was
         finished otherwise; what it was already where it was not reserved."""
@@ -240,14 +252,20 @@ class WriteBatch(_Batch):
                 source=self,
             )
 
-    def _publish(self, ranks: int) -> list[Status]:
-        return self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
+    def _publish(self, ranks: int, *, tell: bool = True) -> list[Status]:
+        found = self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
+        if tell and self._attachment.listeners:
+            self._attachment.tell(self.keys, found)
+        return found
+
+    def _check_unfinished(self) -> None:
+        if not self._open:
+            raise errors.ClosedError("WriteBatch: it was published or aborted already")
 
     def _finish(self, how: Any) -> list[Status]:
         codes = new("int8_t[]", len(self))
         with self._lock:
-            if not self._open:
-                raise errors.ClosedError("WriteBatch: it was published or aborted already")
+            self._check_unfinished()
             self._attachment.check(how(codes))
             self._open = False
         if self._loan is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from shmcache import errors, snapshot
 from shmcache._binding import ffi, lib, new
-from shmcache._keys import BytesLike, Keys, Packed, pack
+from shmcache._keys import BytesLike, Keys, Packed, pack, unpack
 from shmcache.attachment import Attachment
 from shmcache.batch import ReadBatch, WriteBatch, codes_of
 from shmcache.config import check_bool, check_extra_count, shown
@@ -109,14 +109,14 @@ class Cache:
 
     def finish_write(self, keys: Keys) -> list[Status]:
         """Publishes what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
-        return self._each(lib.sc_finish_write, keys, 0)
+        return self._finish_write(keys, 0)
 
     def finish_write_and_reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
         """The same, and grants one reserved share each to ranks 0 to ``extra_count`` before anybody can evict.
 
         ``extra_count``: TypeError unless int (not bool), ValueError unless 0 <= extra_count < world_size.
         """
-        return self._each(lib.sc_finish_write, keys, check_extra_count(extra_count, self.world_size) + 1)
+        return self._finish_write(keys, check_extra_count(extra_count, self.world_size) + 1)
 
     def abort_write(self, keys: Keys) -> list[Status]:
         """Gives back what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
@@ -137,7 +137,10 @@ class Cache:
         self._check(
             lib.sc_put(self._handle, packed[0], packed[1], self._attachment.write_address(), source, nbytes, codes)
         )
-        return STATUSES[int(codes[0])]
+        status = STATUSES[int(codes[0])]
+        if self._attachment.listeners:
+            self._attachment.tell([bytes(key)], [status])
+        return status
 
     # Reading
 
@@ -273,6 +276,21 @@ class Cache:
         return self._attachment.closed
 
     # What the methods above stand on
+
+    def _take(self, keys: Keys, flags: int) -> ReadBatch:
+        """A read that waits for nothing, with flags of the core."""
+        packed = pack(keys)
+        n = packed[3]
+        refs = ffi.new(_REFS, n)
+        batch = ReadBatch(self._attachment, packed, refs, n)  # as in read
+        batch.found(self._check(_sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, flags, refs)))
+        return batch
+
+    def _finish_write(self, keys: Keys, ranks: int) -> list[Status]:
+        found = self._each(lib.sc_finish_write, keys, ranks)
+        if self._attachment.listeners:
+            self._attachment.tell(unpack(pack(keys)), found)
+        return found
 
     def _reap(self, *, wait: bool) -> ReapReport:
         found = ffi.new("struct sc_reaped *")

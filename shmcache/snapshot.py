@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
+from itertools import count, takewhile
+from operator import add
 from typing import Any
 
 from shmcache._binding import NOBODY, Handle, ffi, lib
-from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, Stats
+from shmcache.stats import ArenaInfo, Counters, Gauges, Histogram, Histograms, LaneInfo, LockInfo, Stats
 
 _ROLES = {0: "free", 1: "private", 2: "rank", 3: "controller"}
 _STATES = {1: "alive", 2: "dead", 3: "vacant"}
-_COUNTERS = tuple(ffi.string(lib.sc_counter_name(i)).decode() for i in range(lib.sc_counter_count()))
+
+
+def statistic_names(kind: int) -> tuple[str, ...]:
+    """The names of a kind of statistics, in the core's order."""
+    names = takewhile(bool, (lib.sc_statistic_name(kind, i) for i in count()))
+    return tuple(ffi.string(name).decode() for name in names)
+
+
+COUNTERS = statistic_names(lib.SC_COUNTER)
+GAUGES = statistic_names(lib.SC_GAUGE)
+HISTOGRAMS = statistic_names(lib.SC_HISTOGRAM)
 
 
 def take(handle: Handle) -> tuple[Any, tuple[LaneInfo, ...]]:
@@ -67,8 +80,27 @@ def _stats(info: Any, lanes: tuple[LaneInfo, ...], fd: int) -> Stats:
         held=sum(lane.held for lane in lanes),
         lanes_alive=sum(lane.state == "alive" for lane in lanes),
         lanes_dead=sum(lane.state == "dead" for lane in lanes),
-        counters=Counters(**{name: sum(getattr(lane.counters, name) for lane in lanes) for name in _COUNTERS}),
+        counters=Counters(**{name: sum(getattr(lane.counters, name) for lane in lanes) for name in COUNTERS}),
+        gauges=Gauges(**{name: sum(getattr(lane.gauges, name) for lane in lanes) for name in GAUGES}),
+        histograms=_merge([lane.histograms for lane in lanes]),
     )
+
+
+def _merge(parts: list[Histograms]) -> Histograms:
+    merged = (reduce(add, (getattr(part, name) for part in parts), Histogram()) for name in HISTOGRAMS)
+    return Histograms(**dict(zip(HISTOGRAMS, merged, strict=True)))
+
+
+def _gauges(lane: Any) -> Gauges:
+    """A dead process is at nothing, and a number below zero was read while it changed."""
+    if _STATES.get(lane.state) != "alive":
+        return Gauges()
+    return Gauges(*(0 if lane.gauges[i] >> 63 else lane.gauges[i] for i in range(len(GAUGES))))
+
+
+def _histograms(lane: Any) -> Histograms:
+    found = (lane.histograms[i] for i in range(len(HISTOGRAMS)))
+    return Histograms(*(Histogram(h.sum_us / 1e6, tuple(h.buckets)) for h in found))
 
 
 def _lane(handle: Handle, index: int, writing: int) -> LaneInfo:
@@ -88,5 +120,7 @@ def _lane(handle: Handle, index: int, writing: int) -> LaneInfo:
         reserved=lane.reserved,
         held=lane.held,
         writing=writing,
-        counters=Counters(*(lane.counters[i] for i in range(len(_COUNTERS)))),
+        counters=Counters(*(lane.counters[i] for i in range(len(COUNTERS)))),
+        gauges=_gauges(lane),
+        histograms=_histograms(lane),
     )

@@ -6,8 +6,9 @@ that ran meanwhile. Counters count since the arena was created and are the sum o
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,85 @@ class Counters:
     reaped_writes: int = 0  #: half-written objects taken back from dead lanes
     lock_steals: int = 0  #: times the arena lock was taken from a dead holder
     rebuilds: int = 0  #: times index and block map were rebuilt from the slots
+    prefetch_requests: int = 0  #: prefetches submitted
+    prefetch_keys: int = 0  #: keys that they asked for
+    prefetch_l1_hits: int = 0  #: of these, granted from the arena
+    prefetch_l2_hits: int = 0  #: of these, loaded from L2 and granted
+    prefetch_cancels: int = 0  #: prefetches cancelled
+    prefetch_contended: int = 0  #: prefetches that ended at a key which another writer did not publish in time
+    prefetch_no_space: int = 0  #: prefetches that ended at a key for which the arena had no room
+    prefetch_errors: int = 0  #: prefetches whose result carries an error
+    l2_lookups: int = 0  #: keys looked up in an L2
+    l2_lookup_hits: int = 0  #: of these, there
+    l2_lookup_errors: int = 0  #: look-ups that raised or answered wrongly
+    l2_loads: int = 0  #: objects loaded from L2
+    l2_loaded_bytes: int = 0  #: payload bytes of these
+    l2_load_misses: int = 0  #: objects that look-up had promised and load did not find
+    l2_load_errors: int = 0  #: loads that raised or answered wrongly
+    l2_timeouts: int = 0  #: calls of an L2 that took longer than ``l2_timeout_s``
+    l2_damaged: int = 0  #: objects of an L2 that were not what had been stored
+    l2_stores: int = 0  #: objects stored to an L2
+    l2_stored_bytes: int = 0  #: payload bytes of these
+    l2_store_skips: int = 0  #: objects not stored, since the L2 had them
+    l2_store_retries: int = 0  #: stores tried again after an error
+    l2_store_errors: int = 0  #: objects given up after the last try
+    l2_store_no_space: int = 0  #: objects that the L2 had no room for
+    l2_store_drops: int = 0  #: objects not stored, since too much waited for a slow or dead L2
+    l2_evictions: int = 0  #: objects that a store of limited capacity removed to make room
+    l2_evicted_bytes: int = 0  #: bytes of these
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is going on at this moment, in processes that live. Names match ``SC_GAUGES``."""
+
+    prefetch_queued: int = 0  #: prefetches that wait for their turn
+    prefetch_in_flight: int = 0  #: prefetches being worked on
+    l2_loading: int = 0  #: objects being loaded from L2
+    l2_storing: int = 0  #: objects being stored to L2
+    l2_backlog_bytes: int = 0  #: payload bytes held until they are stored to L2
+
+
+#: Upper bounds of a histogram's buckets, seconds: 16 us, doubled 21 times, and infinity.
+BUCKETS_S: Final[tuple[float, ...]] = (*(16e-6 * 2**b for b in range(22)), math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How long something took. Bucket b counts times up to ``BUCKETS_S[b]`` and above the one before."""
+
+    sum_s: float = 0.0
+    buckets: tuple[int, ...] = (0,) * len(BUCKETS_S)
+
+    @property
+    def count(self) -> int:
+        """How many times were noted."""
+        return sum(self.buckets)
+
+    def quantile_s(self, q: float) -> float | None:
+        """The upper bound of the bucket that quantile ``q`` (0 to 1) is in: infinity in the last; None of nothing."""
+        rank, below = q * self.count, 0
+        for bound, n in zip(BUCKETS_S, self.buckets, strict=True):
+            below += n
+            if n and below >= rank:
+                return bound
+        return None
+
+    def __add__(self, other: Histogram) -> Histogram:
+        pairs = zip(self.buckets, other.buckets, strict=True)
+        return Histogram(self.sum_s + other.sum_s, tuple(a + b for a, b in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Histograms:
+    """Times since the arena was created. Names match ``SC_HISTOGRAMS``."""
+
+    prefetch_queue: Histogram = Histogram()  #: from submit to its turn
+    prefetch_first_key: Histogram = Histogram()  #: from submit to the first readable key
+    prefetch_total: Histogram = Histogram()  #: from submit to the result
+    l2_lookup: Histogram = Histogram()  #: a look-up call
+    l2_load: Histogram = Histogram()  #: a load call
+    l2_store: Histogram = Histogram()  #: a store call
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +136,8 @@ class LaneInfo:
     held: int  #: shares claimed, not yet given back
     writing: int  #: objects this lane is writing
     counters: Counters
+    gauges: Gauges = field(default=Gauges())
+    histograms: Histograms = field(default=Histograms())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +166,8 @@ class Stats:
     lanes_alive: int
     lanes_dead: int  #: dead lanes that nobody has reaped yet
     counters: Counters
+    gauges: Gauges = field(default=Gauges())
+    histograms: Histograms = field(default=Histograms())
 
     @property
     def hit_rate(self) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console, RenderableType
 
-from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, Stats
+from shmcache.stats import ArenaInfo, Counters, Gauges, Histogram, Histograms, LaneInfo, LockInfo, Stats
 from shmcache_tools.render import arena_in_full, arenas_table, lane_text, shares_table
 from shmcache_tools.stat import JSON_SCHEMA, json_document
 from shmcache_tools.text import make_console
@@ -151,6 +151,31 @@ def test_every_counter_is_shown() -> None:
         assert f"{getattr(counters, name):,}" in text
 
 
+def test_times_are_shown_where_there_are_any() -> None:
+    stats = _arena().stats
+    assert stats is not None
+    assert "p99" not in _plain(arena_in_full(_arena(stats=stats), _NOW))
+    load = Histogram(0.5, (0, 98, *[0] * 20, 1))  # 98 of at most 32 us, and one of more than 33 s
+    text = _plain(arena_in_full(_arena(stats=replace(stats, histograms=Histograms(l2_load=load))), _NOW))
+    assert _row(text, "l2") == "l2 load 99 5.05 ms 32 us above 33.6 s"
+    assert load.quantile_s(0.98) == 32e-6
+    assert Histogram().quantile_s(0.5) is None
+
+
+def test_prefetches_and_l2_are_told_in_words_once_there_are_any() -> None:
+    stats = _arena().stats
+    assert stats is not None
+    assert "prefetch  " not in _plain(arena_in_full(_arena(stats=stats), _NOW)).split("lookup hits", maxsplit=1)[0]
+    counters = Counters(prefetch_requests=3, prefetch_keys=20, prefetch_l1_hits=5, prefetch_l2_hits=10, l2_loads=11)
+    busy = replace(stats, counters=counters, gauges=Gauges(prefetch_queued=2, prefetch_in_flight=1))
+    text = _plain(arena_in_full(_arena(stats=busy), _NOW))
+    assert (
+        _row(text, "prefetch")
+        == "prefetch 3 requests of 20 keys: 25.0 % from L1, 50.0 % from L2; 1 in flight, 2 queued"
+    )
+    assert _row(text, "L2") == "L2 11 objects loaded, 0.00 GB; 0 stored, 0.00 GB; 0 failures, 0 damaged"
+
+
 def test_a_vacant_lane_with_reserved_shares_is_shown() -> None:
     lanes = (_lane(0, state="vacant", pid=0, command="", reserved=9),)
     text = _plain(arena_in_full(_arena(lanes=lanes), _NOW))
@@ -189,11 +214,11 @@ def test_json_has_a_stable_shape() -> None:
     }
     assert set(first["stats"]) == {
         *("capacity", "block_size", "used_bytes", "resident_bytes", "slots", "objects", "writing"),
-        *("reserved", "held", "lanes_alive", "lanes_dead", "counters", "hit_rate"),
+        *("reserved", "held", "lanes_alive", "lanes_dead", "counters", "gauges", "histograms", "hit_rate"),
     }
     assert set(first["lanes"][0]) == {
         *("index", "role", "state", "group", "rank", "world_size", "incarnation", "pid", "command"),
-        *("started", "reserved", "held", "writing", "counters"),
+        *("started", "reserved", "held", "writing", "counters", "gauges", "histograms"),
     }
     assert first["stats"]["hit_rate"] == 0.75
     assert first["stale"] is False

@@ -6,6 +6,7 @@ came out of an arena or ``/proc`` passes ``printable``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -14,16 +15,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shmcache.stats import ArenaInfo, Counters, LaneInfo, Stats
+from shmcache.stats import BUCKETS_S, ArenaInfo, Counters, Gauges, Histogram, Histograms, LaneInfo, Stats
 from shmcache_tools.text import (
     age_text,
     count_text,
+    gigabytes_text,
     make_facts,
     make_table,
     percent_text,
     plural,
     printable,
     size_text,
+    time_text,
 )
 
 _STATE_STYLES = {"alive": "green", "dead": "bold red", "vacant": "dim"}
@@ -49,6 +52,8 @@ def arena_in_full(info: ArenaInfo, now: float) -> RenderableType:
     parts: list[RenderableType] = [make_facts([*_identity(info), *_facts(info, info.stats, now)])]
     parts += [Text(), lanes_table(info.lanes), _vacant_lanes(info)]
     parts += [Text(), counters_table(info.stats.counters)]
+    if times := times_table(info.stats.histograms):
+        parts += [Text(), times]
     if remarks := _remarks(info):
         parts += [Text(), *remarks]
     return Group(*parts)
@@ -109,6 +114,24 @@ def counters_table(counters: Counters) -> Table:
     return table
 
 
+def times_table(histograms: Histograms) -> Table | None:
+    """How long prefetches and calls of L2 took; None where there were none. Quantiles are bounds from above."""
+    numbers = ("count", "mean", "p50", "p99")
+    table = make_table("time of", *numbers, right=numbers)
+    for name in Histograms.__slots__:
+        times: Histogram = getattr(histograms, name)
+        if times.count:
+            quantiles = (_quantile_text(times, 0.5), _quantile_text(times, 0.99))
+            mean = time_text(times.sum_s / times.count)
+            table.add_row(name.replace("_", " "), count_text(times.count), mean, *quantiles)
+    return table if table.row_count else None
+
+
+def _quantile_text(times: Histogram, q: float) -> str:
+    bound = times.quantile_s(q) or 0.0
+    return time_text(bound) if math.isfinite(bound) else f"above {time_text(BUCKETS_S[-2])}"
+
+
 def lane_text(lane: LaneInfo) -> str:
     """One lane in a sentence: who sits there."""
     place = f"lane {lane.index}"
@@ -141,9 +164,28 @@ def _facts(info: ArenaInfo, stats: Stats, now: float) -> list[tuple[str, str | T
         ("layouts", count_text(info.layouts)),
         ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
         ("hit rate", f"{percent_text(stats.hit_rate)} of the keys asked of read"),
+        *_storage_facts(stats.counters, stats.gauges),
         ("lock", _lock_text(info)),
         ("leases", f"{leases}; lock timeout {info.lock_timeout_s:g} s"),
     ]
+
+
+def _storage_facts(counters: Counters, gauges: Gauges) -> list[tuple[str, str | Text]]:
+    """Prefetches and L2 in words, where there were any."""
+    facts: list[tuple[str, str | Text]] = []
+    if asked := counters.prefetch_keys:
+        l1, l2 = counters.prefetch_l1_hits / asked, counters.prefetch_l2_hits / asked
+        going_on = f"{count_text(gauges.prefetch_in_flight)} in flight, {count_text(gauges.prefetch_queued)} queued"
+        requests = f"{plural(counters.prefetch_requests, 'request')} of {plural(asked, 'key')}"
+        facts += [("prefetch", f"{requests}: {percent_text(l1)} from L1, {percent_text(l2)} from L2; {going_on}")]
+    if counters.l2_loads or counters.l2_stores:
+        loaded = f"{plural(counters.l2_loads, 'object')} loaded, {gigabytes_text(counters.l2_loaded_bytes)}"
+        stored = f"{count_text(counters.l2_stores)} stored, {gigabytes_text(counters.l2_stored_bytes)}"
+        backlog = f", {size_text(gauges.l2_backlog_bytes)} on their way" if gauges.l2_backlog_bytes else ""
+        failures = counters.l2_lookup_errors + counters.l2_load_errors + counters.l2_store_errors + counters.l2_timeouts
+        wrong = f"{plural(failures, 'failure')}, {count_text(counters.l2_damaged)} damaged"
+        facts += [("L2", f"{loaded}; {stored}{backlog}; {wrong}")]
+    return facts
 
 
 def _lock_text(info: ArenaInfo) -> str:

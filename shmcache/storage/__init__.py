@@ -1,0 +1,20 @@
+"""L2: prefetch from slower tiers into an arena, and stores back to them.
+
+::
+
+    with StorageManager(cache, l2=[FileStore("/var/cache/kv", capacity="100GiB")]) as storage:
+        task = storage.submit_prefetch_task(keys, layout, extra_count=3)
+        hits = storage.wait_prefetch_status(task).hits
+"""
+
+from shmcache.storage.adapter import L2Adapter, open_adapter
+from shmcache.storage.manager import StorageManager
+from shmcache.storage.prefetch import PrefetchResult, PrefetchTask
+
+__all__ = [
+    "L2Adapter",
+    "PrefetchResult",
+    "PrefetchTask",
+    "StorageManager",
+    "open_adapter",
+]

@@ -1,0 +1,597 @@
+"""Prefetch: one background loop that brings chains of keys from L2 into the arena, with shares for their readers.
+
+What becomes of a request is told by :class:`PrefetchTask`, key by key:
+
+    ABSENT    not in the arena; to be looked up in L2, or nowhere
+    WAITING   another writer has it in hand: asked again until it is readable, gone, or ``contend_s`` is over
+    GRANTED   it was in the arena: 1 + extra_count shares are granted
+    FOUND     an L2 says that it has it
+    LOADING   its slot is reserved, and a load call fills it
+    PUBLISHED loaded, published with 1 + extra_count shares
+
+``ready`` leading keys are GRANTED or PUBLISHED; keys from ``end`` on are given up, and whatever was taken for them
+is given back. ``ready`` grows and ``end`` shrinks until they meet: that is the result. Only the loop's thread changes
+a task; adapters run in the threads of their :class:`Channel` and answer by the loop's inbox.
+
+A slot that is being filled cannot be taken away from the adapter that fills it. Where one takes too long, its piece
+becomes a stray: the task goes on without it, and the slot is aborted when the call returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from typing import Any, Final
+
+from shmcache import errors
+from shmcache.batch import WriteBatch
+from shmcache.status import Status
+from shmcache.storage.adapter import LayoutLike
+from shmcache.storage.channel import Call, Channel
+from shmcache.storage.l1 import L1
+
+__all__ = ["PrefetchController", "PrefetchResult", "PrefetchTask"]
+
+_PIECE_BYTES: Final = 1 << 20  #: objects up to so many bytes are loaded by one call
+_PIECE_KEYS: Final = 64
+_ROUNDS: Final = 3  #: how often a key that vanished under a task is looked up again
+_CANCEL_S: Final = 1.0  #: how long a cancelled task waits for the calls that fill its slots
+_POLL_S: Final = 0.001  #: how often keys in another writer's hands are asked for
+_REAP_S: Final = 0.05  #: how often dead writers are looked for meanwhile
+_TICK_S: Final = 0.05  #: how often calls are looked at that take too long
+
+_log = logging.getLogger("shmcache.storage")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchResult:
+    """What a prefetch achieved."""
+
+    hits: int  #: leading keys that carry 1 + extra_count shares; 0 once cancelled
+    l1_hits: int  #: of these, found in the arena
+    l2_hits: int  #: of these, loaded from L2
+    error: str | None = None  #: why it ended early, where that was a failure; None for an ordinary miss
+
+
+class _Key(IntEnum):
+    ABSENT = 0
+    WAITING = 1
+    GRANTED = 2
+    FOUND = 3
+    LOADING = 4
+    PUBLISHED = 5
+
+
+class _Piece:
+    """Consecutive keys of a task whose slots one load call fills."""
+
+    __slots__ = ("batch", "call", "loaded", "start", "stop", "stray")
+
+    def __init__(self, start: int, batch: WriteBatch) -> None:
+        self.start = start
+        self.stop = start + len(batch)
+        self.batch = batch
+        self.call: Call | None = None
+        self.loaded: int | None = None  # leading keys that are whole; None until the call is back
+        self.stray = False  # no task waits for it
+
+
+class PrefetchTask:
+    """A prefetch that was submitted: what ``submit_prefetch_task`` gives, for query, wait and cancel."""
+
+    def __init__(
+        self,
+        owner: PrefetchController,
+        keys: list[bytes],
+        layouts: list[LayoutLike],
+        extra_count: int,
+        *,
+        use_l2: bool,
+        temporary: bool,
+    ) -> None:
+        self.owner: Final = owner
+        self.keys: Final = keys
+        self.layouts: Final = layouts
+        self.extra_count: Final = extra_count
+        self.use_l2: Final = use_l2
+        self.temporary: Final = temporary
+        self.submitted: Final = time.monotonic()
+        self.states = [_Key.ABSENT] * len(keys)
+        self.places = [0] * len(keys)  # the adapter that has it, where FOUND or LOADING
+        self.ready = 0
+        self.end = len(keys)
+        self.rounds = 0
+        self.look_up: Call | None = None  # the look-up that the task waits for
+        self.looked_at: tuple[int, list[int]] = (0, [])  # its adapter and its keys
+        self.waiting_since: dict[int, float] = {}
+        self.pieces: dict[int, _Piece] = {}  # by their first key
+        self.cancelled_at: float | None = None
+        self.error: str | None = None
+        self.result: PrefetchResult | None = None
+        self.told = False  # whether query gave the result
+        self.over = threading.Event()
+        self.answers: list[threading.Event] = []  # of those who cancelled it
+
+    def __repr__(self) -> str:
+        state = self.result or f"{self.ready} ready"
+        return f"<PrefetchTask of {len(self.keys)} keys, extra_count={self.extra_count}: {state}>"
+
+    def indices(self, state: _Key) -> list[int]:
+        """The keys between ``ready`` and ``end`` that are in a state."""
+        return [i for i in range(self.ready, self.end) if self.states[i] is state]
+
+    def fail(self, error: str) -> None:
+        """Notes the first thing that went wrong."""
+        self.error = self.error or error
+
+
+class PrefetchController:
+    """Works on up to ``max_in_flight`` tasks at once; the others wait in the order they came.
+
+    ``timeout_s``: how long one call of an adapter may take. ``contend_s``: how long a key is waited for that another
+    writer has in hand.
+    """
+
+    def __init__(
+        self, l1: L1, channels: Sequence[Channel], *, max_in_flight: int, timeout_s: float, contend_s: float
+    ) -> None:
+        self._l1 = l1
+        self._channels = channels
+        self._max_in_flight = max_in_flight
+        self._timeout_s = timeout_s
+        self._contend_s = contend_s
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._queued: deque[PrefetchTask] = deque()
+        self._active: list[PrefetchTask] = []
+        self._calls = 0  # that are not back yet
+        self._retries: list[Callable[[], object]] = []  # what a stopped holder of the arena lock is in the way of
+        self._next_poll = self._next_reap = self._next_tick = 0.0
+        self._closed = False
+        self._done: threading.Event | None = None  # of who closes
+        self._thread = threading.Thread(target=self._run, name="shmcache-prefetch", daemon=True)
+        self._thread.start()
+
+    # For any thread
+
+    def submit(self, task: PrefetchTask) -> None:
+        """Takes a task on."""
+        self._inbox.put(partial(self._on_submit, task))
+
+    def cancel(self, task: PrefetchTask) -> None:
+        """Gives back all that the task has taken, and returns when that is done."""
+        done = threading.Event()
+        self._inbox.put(partial(self._on_cancel, task, done))
+        done.wait()
+
+    def close(self) -> None:
+        """Cancels what is not finished, and returns when that is done."""
+        done = threading.Event()
+        self._inbox.put(partial(self._on_close, done))
+        done.wait()
+
+    # The loop
+
+    def _run(self) -> None:
+        while not self._closed or self._calls or self._active:
+            try:
+                handle = self._inbox.get(timeout=self._pause_s())
+                handle()
+                del handle
+            except queue.Empty:
+                pass
+            except Exception:  # noqa: BLE001 # the loop must outlive whatever arrives
+                _log.exception("the prefetch loop")
+            self._begin_next()
+            self._keep_time(time.monotonic())
+
+    def _pause_s(self) -> float | None:
+        """How long the loop may sleep if nothing arrives."""
+        if any(task.waiting_since for task in self._active):
+            return _POLL_S
+        return _TICK_S if self._calls or self._retries or self._active else None
+
+    def _keep_time(self, now: float) -> None:
+        if self._done is not None and not self._active:
+            self._done.set()
+        if now >= self._next_poll:
+            self._next_poll = now + _POLL_S
+            for task in [task for task in self._active if task.waiting_since]:
+                self._guard(task, partial(self._ask_again, task, now))
+        if now >= self._next_tick:
+            self._next_tick = now + _TICK_S
+            retries, self._retries = self._retries, []
+            for retry in retries:
+                self._give(retry)
+            for task in list(self._active):
+                self._guard(task, partial(self._leave_behind, task, now))
+
+    def _guard(self, task: PrefetchTask, step: Callable[[], None]) -> None:
+        """Whatever goes wrong with a task ends that task, with what is ready, and nothing else."""
+        if task.result is not None:
+            return
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 # the loop must outlive every task
+            if not isinstance(error, errors.ShmcacheError):
+                _log.exception("a prefetch failed")
+            task.fail(f"{type(error).__name__}: {error}")
+            self._abandon(task)
+
+    def _give(self, step: Callable[[], object]) -> None:
+        """Does what gives something back: again later where the arena lock cannot be had; never after a close."""
+        try:
+            step()
+        except errors.ArenaBusyError:
+            self._retries.append(step)
+        except errors.ShmcacheError as error:
+            _log.debug("nothing to give back: %s", error)  # a cache that was closed gave all of it back
+
+    # What arrives in the inbox
+
+    def _on_submit(self, task: PrefetchTask) -> None:
+        self._l1.count("prefetch_requests")
+        self._l1.count("prefetch_keys", len(task.keys))
+        if self._closed:
+            task.fail("the StorageManager was closed")
+            self._finish(task)
+            return
+        self._queued.append(task)
+        self._l1.gauge("prefetch_queued", 1)
+
+    def _on_cancel(self, task: PrefetchTask, done: threading.Event) -> None:
+        if task.result is None:
+            task.answers.append(done)
+            self._cancel(task)
+            return
+        if task.cancelled_at is None:
+            self._l1.count("prefetch_cancels")
+            task.cancelled_at = time.monotonic()
+            self._give(partial(self._l1.give_back, task.keys[: task.result.hits], task.extra_count))
+            task.result = PrefetchResult(0, 0, 0, task.error)
+        done.set()
+
+    def _on_close(self, done: threading.Event) -> None:
+        self._closed = True
+        for task in [*self._queued, *self._active]:
+            task.fail("the StorageManager was closed")
+            self._cancel(task)
+        for channel in self._channels:
+            channel.close()
+        self._done = done
+
+    def _on_looked_up(self, task: PrefetchTask, call: Call) -> None:
+        self._calls -= 1
+        self._l1.time("l2_lookup", call.took_s)
+        if task.look_up is call:
+            self._guard(task, partial(self._take_answer, task, call))
+
+    def _on_loaded(self, task: PrefetchTask, piece: _Piece, call: Call) -> None:
+        self._calls -= 1
+        n = len(piece.batch)
+        self._l1.gauge("l2_loading", -n)
+        self._l1.time("l2_load", call.took_s)
+        piece.loaded = self._leading_ok(task, piece, call)
+        if piece.stray:
+            self._give(piece.batch.abort)
+            if task.pieces.get(piece.start) is piece:
+                del task.pieces[piece.start]
+        elif piece.loaded < n:
+            self._guard(task, partial(self._cut, task, piece.start + piece.loaded))
+        self._guard(task, partial(self._advance, task))
+
+    # The life of a task
+
+    def _begin_next(self) -> None:
+        while self._queued and len(self._active) < self._max_in_flight:
+            task = self._queued.popleft()
+            self._active.append(task)
+            self._l1.gauge("prefetch_queued", -1)
+            self._l1.gauge("prefetch_in_flight", 1)
+            self._l1.time("prefetch_queue", time.monotonic() - task.submitted)
+            self._guard(task, partial(self._begin, task))
+
+    def _begin(self, task: PrefetchTask) -> None:
+        """The L1 pass: what is there is granted at once, so that it stays."""
+        self._ask_l1(task, list(range(task.end)))
+        self._advance(task)
+
+    def _advance(self, task: PrefetchTask) -> None:
+        """Does all that can be done now."""
+        if task.look_up is None and task.cancelled_at is None:
+            absent = task.indices(_Key.ABSENT)
+            if absent and task.use_l2 and task.rounds < _ROUNDS:
+                task.rounds += 1
+                self._look_up(task, 0, absent)
+            elif absent:
+                self._cut(task, absent[0])
+            if task.look_up is None:
+                self._load(task)
+        self._publish(task)
+        if task.ready == task.end and not task.pieces:
+            self._finish(task)
+
+    def _ask_l1(self, task: PrefetchTask, indices: list[int]) -> None:
+        """Grants what is readable now."""
+        found = self._l1.grant([task.keys[i] for i in indices], task.extra_count)
+        now = time.monotonic()
+        for i, status in zip(indices, found, strict=True):
+            if status is Status.IN_FLIGHT:
+                task.states[i] = _Key.WAITING
+                task.waiting_since.setdefault(i, now)
+                continue
+            task.waiting_since.pop(i, None)
+            task.states[i] = _Key.GRANTED if status is Status.OK else _Key.ABSENT
+        full = [i for i, status in zip(indices, found, strict=True) if status is Status.NO_SHARE]
+        if full:
+            task.fail(f"a rank has 65,535 shares of key {task.keys[full[0]].hex()} already; are shares given back?")
+            self._cut(task, full[0])
+
+    def _ask_again(self, task: PrefetchTask, now: float) -> None:
+        """Asks for the keys that another writer had in hand."""
+        if now >= self._next_reap:
+            self._next_reap = now + _REAP_S
+            self._l1.reap()
+        waiting = task.indices(_Key.WAITING)
+        task.waiting_since = {i: task.waiting_since[i] for i in waiting}
+        self._ask_l1(task, waiting)
+        late = [i for i in task.indices(_Key.WAITING) if now - task.waiting_since[i] > self._contend_s]
+        if late:
+            self._l1.count("prefetch_contended")
+            self._cut(task, late[0])
+        self._advance(task)
+
+    def _look_up(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
+        """Asks one adapter after the other; the answer comes by ``_on_looked_up``."""
+        while place < len(self._channels) and self._channels[place].hangs(self._timeout_s):
+            task.fail(f"{self._channels[place].adapter!r}: hangs; no call was made")
+            place += 1
+        task.look_up = None
+        if not indices:
+            return
+        if place == len(self._channels):
+            self._cut(task, indices[0])
+            return
+        task.looked_at = (place, indices)
+        adapter, keys = self._channels[place].adapter, [task.keys[i] for i in indices]
+        self._l1.count("l2_lookups", len(keys))
+        task.look_up = self._call(place, lambda: adapter.lookup(keys), partial(self._on_looked_up, task))
+
+    def _take_answer(self, task: PrefetchTask, call: Call) -> None:
+        place, indices = task.looked_at
+        answer = call.value
+        if call.error is None and not _answers(answer, len(indices)):
+            call.error = f"{self._channels[place].adapter!r}: lookup: expected {len(indices)} bools in a list"
+        if call.error is not None:
+            self._l1.count("l2_lookup_errors")
+            task.fail(call.error)
+            answer = [False] * len(indices)
+        for i, there in zip(indices, answer, strict=True):
+            if there and task.states[i] is _Key.ABSENT:
+                task.states[i] = _Key.FOUND
+                task.places[i] = place
+        self._l1.count("l2_lookup_hits", sum(map(bool, answer)))
+        self._look_further(task, place, indices)
+
+    def _look_further(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
+        """The next adapter is asked for what this one does not have."""
+        rest = [i for i in indices if i < task.end and task.states[i] is _Key.ABSENT]
+        self._look_up(task, place + 1, rest)
+        if task.look_up is None:
+            self._advance(task)
+
+    def _load(self, task: PrefetchTask) -> None:
+        """Reserves slots for what was found, and no more, and begins to fill them."""
+        i = task.ready if _Key.FOUND in task.states else task.end
+        while i < task.end:
+            i = self._load_piece(task, i) if task.states[i] is _Key.FOUND else i + 1
+
+    def _load_piece(self, task: PrefetchTask, start: int) -> int:
+        """Begins to load the keys from ``start`` on that one call can; where to go on."""
+        place, stop = task.places[start], _piece_end(task, start)
+        if self._channels[place].hangs(self._timeout_s):
+            task.fail(f"{self._channels[place].adapter!r}: hangs; no call was made")
+            self._cut(task, start)
+            return start
+        batch = self._reserve(task, start, stop)
+        if batch is None:
+            return start  # the state of its key tells why
+        piece = task.pieces[start] = _Piece(start, batch)
+        task.states[piece.start : piece.stop] = [_Key.LOADING] * len(batch)
+        adapter, keys = self._channels[place].adapter, batch.keys
+        views = [view for view in batch.views if view is not None]  # none is
+        self._l1.gauge("l2_loading", len(batch))
+        piece.call = self._call(place, lambda: adapter.load(keys, views), partial(self._on_loaded, task, piece))
+        return piece.stop
+
+    def _reserve(self, task: PrefetchTask, start: int, stop: int) -> WriteBatch | None:
+        """Slots for the keys from ``start`` on, as far as they can be had; None: not even for the first."""
+        while stop > start:
+            batch = self._l1.reserve(task.keys[start:stop], task.layouts[start:stop], temporary=task.temporary)
+            found = batch.status
+            got = next((i for i, status in enumerate(found) if status is not Status.OK), len(found))
+            if got == len(found):
+                return batch
+            self._give(batch.abort)
+            stop = start + got
+        if found[0] is Status.NO_SPACE:
+            self._l1.count("prefetch_no_space")
+            self._cut(task, start)
+        else:  # somebody was faster: EXISTS, IN_FLIGHT
+            task.states[start] = _Key.WAITING
+            task.waiting_since.setdefault(start, time.monotonic())
+        return None
+
+    def _leading_ok(self, task: PrefetchTask, piece: _Piece, call: Call) -> int:
+        """How many leading objects of a piece are whole."""
+        n = len(piece.batch)
+        if call.error is None and not _answers(call.value, n):
+            call.error = f"{self._channels[task.places[piece.start]].adapter!r}: load: expected {n} statuses in a list"
+        if call.error is not None:
+            self._l1.count("l2_load_errors")
+            task.fail(call.error)
+            return 0
+        loaded = [status == Status.OK for status in call.value]
+        sizes = [_nbytes(layout) for layout in task.layouts[piece.start : piece.stop]]
+        self._l1.count("l2_loads", sum(loaded))
+        self._l1.count("l2_loaded_bytes", sum(size for size, ok in zip(sizes, loaded, strict=True) if ok))
+        self._l1.count("l2_load_misses", n - sum(loaded))
+        return next((i for i, ok in enumerate(loaded) if not ok), n)
+
+    def _publish(self, task: PrefetchTask) -> None:
+        """Moves ``ready`` on, as far as all is there."""
+        before = task.ready
+        while task.ready < task.end:
+            if task.states[task.ready] is _Key.GRANTED:
+                task.ready += 1
+                continue
+            piece = task.pieces.get(task.ready)
+            if piece is None or piece.loaded is None:
+                break
+            self._publish_piece(task, piece)
+        if before == 0 < task.ready:
+            self._l1.time("prefetch_first_key", time.monotonic() - task.submitted)
+
+    def _publish_piece(self, task: PrefetchTask, piece: _Piece) -> None:
+        wanted = min(task.end, piece.stop) - piece.start
+        found = piece.batch.publish_leading(wanted, task.extra_count)
+        published = next((i for i, status in enumerate(found) if status is not Status.OK), wanted)
+        task.states[piece.start : piece.start + published] = [_Key.PUBLISHED] * published
+        task.ready += published
+        self._next_poll = 0.0  # another task may wait for these
+        if published < wanted:
+            task.fail(f"key {task.keys[task.ready].hex()} was lost to the write lease while it was loaded")
+        del task.pieces[piece.start]
+        if wanted < len(piece.batch):
+            self._give(piece.batch.abort)
+        if published < wanted:
+            self._cut(task, task.ready)
+
+    def _finish(self, task: PrefetchTask) -> None:
+        states = task.states[: task.ready]
+        l1_hits, l2_hits = states.count(_Key.GRANTED), states.count(_Key.PUBLISHED)
+        self._l1.count("prefetch_l1_hits", l1_hits)
+        self._l1.count("prefetch_l2_hits", l2_hits)
+        self._l1.count("prefetch_errors", task.error is not None)
+        self._l1.time("prefetch_total", time.monotonic() - task.submitted)
+        task.result = PrefetchResult(task.ready, l1_hits, l2_hits, task.error)
+        if task in self._active:
+            self._active.remove(task)
+            self._l1.gauge("prefetch_in_flight", -1)
+        task.over.set()
+        for done in task.answers:
+            done.set()
+
+    # Giving back
+
+    def _cut(self, task: PrefetchTask, end: int) -> None:
+        """Gives up the keys from ``end`` on, with all that was taken for them."""
+        if end >= task.end:
+            return
+        granted = [task.keys[i] for i in range(end, task.end) if task.states[i] is _Key.GRANTED]
+        self._give(partial(self._l1.give_back, granted, task.extra_count))
+        task.states[end : task.end] = [_Key.ABSENT] * (task.end - end)
+        task.waiting_since = {i: since for i, since in task.waiting_since.items() if i < end}
+        task.end = end
+        for piece in [piece for piece in task.pieces.values() if piece.start >= end]:
+            if piece.loaded is not None or self._call_off(piece):
+                del task.pieces[piece.start]
+                self._give(piece.batch.abort)
+            else:
+                piece.stray = True  # the task waits for it all the same, for a while
+
+    def _call_off(self, piece: _Piece) -> bool:
+        """Whether the load of a piece had not begun, and never will."""
+        if piece.call is None or not piece.call.call_off():
+            return False
+        self._calls -= 1
+        self._l1.gauge("l2_loading", -len(piece.batch))
+        return True
+
+    def _cancel(self, task: PrefetchTask) -> None:
+        self._l1.count("prefetch_cancels")
+        task.cancelled_at = task.cancelled_at or time.monotonic()
+        task.look_up = None
+        if task in self._queued:
+            self._queued.remove(task)
+            self._l1.gauge("prefetch_queued", -1)
+        taken, task.ready = task.keys[: task.ready], 0
+        self._give(partial(self._l1.give_back, taken, task.extra_count))
+        task.states[: len(taken)] = [_Key.ABSENT] * len(taken)
+        self._cut(task, 0)
+        if not task.pieces:
+            self._finish(task)
+
+    def _leave_behind(self, task: PrefetchTask, now: float) -> None:
+        """Goes on without the calls that take too long."""
+        if task.look_up is not None and self._overdue(task.look_up, task.looked_at[0]):
+            self._lose(task, task.look_up, task.looked_at[0], "lookup")
+            self._look_further(task, *task.looked_at)
+        given_up = task.cancelled_at is not None and now - task.cancelled_at > _CANCEL_S
+        for piece in list(task.pieces.values()):
+            place = task.places[piece.start]
+            if piece.loaded is not None or piece.call is None or task.pieces.get(piece.start) is not piece:
+                continue
+            if not given_up:
+                if not self._overdue(piece.call, place):
+                    continue
+                self._lose(task, piece.call, place, "load")
+            self._cut(task, piece.start)
+            if task.pieces.pop(piece.start, None) is not None:
+                piece.stray = True
+        self._advance(task)
+
+    def _overdue(self, call: Call, place: int) -> bool:
+        return call.runs_longer_than(self._timeout_s) or self._channels[place].hangs(self._timeout_s)
+
+    def _lose(self, task: PrefetchTask, call: Call, place: int, what: str) -> None:
+        self._l1.count("l2_timeouts")
+        task.fail(f"{self._channels[place].adapter!r}: {what}: no answer within {self._timeout_s:g} s")
+        if what == "lookup" and call.call_off():
+            self._calls -= 1
+
+    def _abandon(self, task: PrefetchTask) -> None:
+        """Ends a task as it is, after an error of ours or of the arena."""
+        task.look_up = None
+        self._cut(task, task.ready)
+        for piece in task.pieces.values():
+            piece.stray = True
+            if piece.loaded is not None or piece.call is None:
+                self._give(piece.batch.abort)
+        task.pieces.clear()
+        self._finish(task)
+
+    def _call(self, place: int, run: Callable[[], Any], then: Callable[[Call], None]) -> Call:
+        """Has an adapter's thread run ``run()``, and this loop ``then(call)`` when it is back."""
+        call = self._channels[place].submit(run, lambda call: self._inbox.put(partial(then, call)))
+        self._calls += 1
+        return call
+
+
+def _answers(value: object, n: int) -> bool:
+    """Whether an adapter answered once a key."""
+    return isinstance(value, (list, tuple)) and len(value) == n
+
+
+def _piece_end(task: PrefetchTask, start: int) -> int:
+    """The end of the keys from ``start`` on that one call loads."""
+    stop, nbytes = start + 1, _nbytes(task.layouts[start])
+    while (
+        stop < min(task.end, start + _PIECE_KEYS)
+        and task.states[stop] is _Key.FOUND
+        and task.places[stop] == task.places[start]
+        and nbytes + _nbytes(task.layouts[stop]) <= _PIECE_BYTES
+    ):
+        nbytes += _nbytes(task.layouts[stop])
+        stop += 1
+    return stop
+
+
+def _nbytes(layout: LayoutLike) -> int:
+    return layout if isinstance(layout, int) else layout.nbytes
