@@ -154,10 +154,10 @@ void sc_count_objects(const struct sc_segment *s, struct sc_info *info);
 void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
 uint32_t sc_own_lane(const struct sc_segment *s);
 
-/* The statistics of this process's lane: each adds to one of a kind, by its number. */
+/* The statistics of this process's lane: a note adds value to a counter or a gauge, or one time of value microseconds to
+ * a histogram, by its number. After sc_close nothing happens. */
 enum sc_statistic { SC_COUNTER = 0, SC_GAUGE = 1, SC_HISTOGRAM = 2 };
-void sc_note_count(struct sc_segment *s, uint32_t counter, uint64_t n);
-void sc_note_gauge(struct sc_segment *s, uint32_t gauge, int64_t change);
-void sc_note_time(struct sc_segment *s, uint32_t histogram, uint64_t us);
+struct sc_note { uint32_t kind, number; int64_t value; };
+void sc_note(struct sc_segment *s, const struct sc_note *notes, uint32_t n);
 /* The name of statistic i of a kind; NULL beyond the last. */
 const char *sc_statistic_name(enum sc_statistic kind, uint32_t i);

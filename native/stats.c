@@ -17,32 +17,29 @@ const char *sc_statistic_name(enum sc_statistic kind, uint32_t i)
     return i < SC_HISTOGRAM_COUNT ? histogram_names[i] : NULL;
 }
 
-void sc_note_count(struct sc_segment *s, uint32_t counter, uint64_t n)
+static void note_time(struct sc_histogram *h, uint64_t us)
 {
-    if (counter >= SC_COUNTER_COUNT || sc_enter(s) < 0)
-        return;
-    sc_tally(s, (enum sc_counter)counter, n);
-    sc_leave(s);
-}
-
-void sc_note_gauge(struct sc_segment *s, uint32_t gauge, int64_t change)
-{
-    if (gauge >= SC_GAUGE_COUNT || sc_enter(s) < 0)
-        return;
-    sc_count(&sc_lane(s, s->lane)->gauges[gauge], (uint64_t)change); /* modulo 2^64: below zero is subtraction */
-    sc_leave(s);
-}
-
-void sc_note_time(struct sc_segment *s, uint32_t histogram, uint64_t us)
-{
-    if (histogram >= SC_HISTOGRAM_COUNT || sc_enter(s) < 0)
-        return;
-    struct sc_histogram *h = &sc_lane(s, s->lane)->histograms[histogram];
     uint32_t b = 0;
     while (b < SC_BUCKETS - 1 && us > (uint64_t)SC_BUCKET_US << b)
         b++;
     sc_count(&h->sum_us, us);
     sc_count(&h->buckets[b], 1);
+}
+
+void sc_note(struct sc_segment *s, const struct sc_note *notes, uint32_t n)
+{
+    if (sc_enter(s) < 0)
+        return;
+    struct sc_lane *l = sc_lane(s, s->lane);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t value = (uint64_t)notes[i].value; /* of a gauge modulo 2^64: below zero is subtraction */
+        if (notes[i].kind == SC_COUNTER && notes[i].number < SC_COUNTER_COUNT)
+            sc_count(&l->counters[notes[i].number], value);
+        else if (notes[i].kind == SC_GAUGE && notes[i].number < SC_GAUGE_COUNT)
+            sc_count(&l->gauges[notes[i].number], value);
+        else if (notes[i].kind == SC_HISTOGRAM && notes[i].number < SC_HISTOGRAM_COUNT)
+            note_time(&l->histograms[notes[i].number], value);
+    }
     sc_leave(s);
 }
 

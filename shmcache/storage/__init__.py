@@ -8,10 +8,12 @@
 """
 
 from shmcache.storage.adapter import L2Adapter, open_adapter
+from shmcache.storage.file import FileStore
 from shmcache.storage.manager import StorageManager
 from shmcache.storage.prefetch import PrefetchResult, PrefetchTask
 
 __all__ = [
+    "FileStore",
     "L2Adapter",
     "PrefetchResult",
     "PrefetchTask",

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from shmcache.config import shown
 from shmcache.storage.adapter import L2Adapter
 
-__all__ = ["Call", "Channel", "describe"]
+__all__ = ["Call", "Channel", "answers", "describe"]
+
+
+_log = logging.getLogger("shmcache.storage")
 
 
 def describe(adapter: L2Adapter, error: BaseException) -> str:
     """An adapter's error in words. Not the exception: its traceback would keep views of the arena alive."""
-    return f"{adapter!r}: {type(error).__name__}: {error}"
+    try:
+        return f"{adapter!r}: {type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 # of somebody's __repr__ or __str__
+        return f"{type(adapter).__name__}: {type(error).__name__}"
+
+
+def answers(value: object, n: int, kind: type | tuple[type, ...]) -> bool:
+    """Whether an adapter answered once a key, and in its kind: what else compares as it likes, or raises."""
+    return isinstance(value, (list, tuple)) and len(value) == n and all(isinstance(one, kind) for one in value)
 
 
 class Call:
@@ -66,8 +79,10 @@ class Channel:
 
     def __init__(self, adapter: L2Adapter, threads: int) -> None:
         self.adapter: Final = adapter
-        self._limit = threads
-        self._threads: list[threading.Thread] = []
+        self.name: Final = shown(adapter)
+        self.threads: Final = threads
+        self._failing = False
+        self._started: list[threading.Thread] = []
         self._idle = threading.Semaphore(0)
         self._running: dict[int, Call] = {}  # by thread
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -76,20 +91,28 @@ class Channel:
         """Begins ``run()`` as soon as a thread is free. One thread may submit: the prefetch loop's."""
         call = Call(run, done)
         self._calls.put(call)
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._limit:
+        if not self._idle.acquire(blocking=False) and len(self._started) < self.threads:
             thread = threading.Thread(target=self._work, name="shmcache-l2", daemon=True)
-            self._threads.append(thread)
+            self._started.append(thread)
             thread.start()
         return call
 
     def hangs(self, limit_s: float) -> bool:
         """Whether every thread is in a call for longer than ``limit_s``: what waits behind them waits for ever."""
         running = list(self._running.values())
-        return len(running) == self._limit and all(call.runs_longer_than(limit_s) for call in running)
+        return len(running) == self.threads and all(call.runs_longer_than(limit_s) for call in running)
+
+    def note(self, error: str | None) -> None:
+        """For the loop: what came of a call. Logs when the adapter begins to fail, and when it works again."""
+        if error is not None and not self._failing:
+            _log.warning("an L2 fails: %s", error)
+        if error is None and self._failing:
+            _log.warning("an L2 works again: %s", self.name)
+        self._failing = error is not None
 
     def close(self) -> None:
         """Ends each thread once it is back; waits for none."""
-        for _ in self._threads:
+        for _ in self._started:
             self._calls.put(None)
 
     def _work(self) -> None:

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from shmcache import errors, snapshot
-from shmcache._binding import lib
+from shmcache._binding import ffi, lib
 from shmcache._keys import Keys, pack, unpack
 from shmcache.batch import ReadBatch, WriteBatch
 from shmcache.cache import Cache
@@ -18,7 +18,7 @@ from shmcache.layout import Layout
 from shmcache.status import Status
 from shmcache.storage.adapter import LayoutLike
 
-__all__ = ["L1"]
+__all__ = ["L1", "Notes"]
 
 _COUNTERS: Final = {name: number for number, name in enumerate(snapshot.COUNTERS)}
 _GAUGES: Final = {name: number for number, name in enumerate(snapshot.GAUGES)}
@@ -56,7 +56,8 @@ class L1:
 
     def reserve(self, keys: list[bytes], layouts: list[LayoutLike], *, temporary: bool) -> WriteBatch:
         """As ``Cache.reserve_write``."""
-        return self._cache.reserve_write(keys, layouts, temporary=temporary)
+        one = layouts.count(layouts[0]) == len(layouts)  # nearly always, and then nothing is done once a key
+        return self._cache.reserve_write(keys, layouts[0] if one else layouts, temporary=temporary)
 
     def payload(self) -> memoryview:
         """The whole of region 0 as this process writes it."""
@@ -99,20 +100,39 @@ class L1:
         with suppress(errors.ArenaBusyError):
             self._cache._reap(wait=False)
 
-    # Statistics, in this process's lane; after close they go nowhere
+    # Statistics
 
     def count(self, name: str, n: int = 1) -> None:
-        """Adds to a counter of ``Counters``; KeyError where there is none of that name."""
-        lib.sc_note_count(self._handle, _COUNTERS[name], n)
+        """Adds to a counter at once; KeyError where there is none of that name. For adapters."""
+        self.note([(lib.SC_COUNTER, _COUNTERS[name], n)])
+
+    def note(self, notes: list[tuple[int, int, int]]) -> None:
+        """Adds to this process's lane. After close they go nowhere."""
+        lib.sc_note(self._cache._attachment.handle, ffi.new("struct sc_note[]", notes), len(notes))
+
+
+class Notes:
+    """Statistics of one thread at a time, gathered, since each call of the core gives other threads a turn."""
+
+    def __init__(self, l1: L1) -> None:
+        self._l1 = l1
+        self._notes: list[tuple[int, int, int]] = []
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Adds to a counter of ``Counters``."""
+        if n:
+            self._notes.append((lib.SC_COUNTER, _COUNTERS[name], n))
 
     def gauge(self, name: str, change: int) -> None:
         """Changes a gauge of ``Gauges``."""
-        lib.sc_note_gauge(self._handle, _GAUGES[name], change)
+        self._notes.append((lib.SC_GAUGE, _GAUGES[name], change))
 
     def time(self, name: str, seconds: float) -> None:
         """Adds to a histogram of ``Histograms``."""
-        lib.sc_note_time(self._handle, _HISTOGRAMS[name], max(0, int(seconds * 1e6)))
+        self._notes.append((lib.SC_HISTOGRAM, _HISTOGRAMS[name], max(0, int(seconds * 1e6))))
 
-    @property
-    def _handle(self) -> Any:
-        return self._cache._attachment.handle
+    def flush(self) -> None:
+        """Has others see them."""
+        if self._notes:
+            notes, self._notes = self._notes, []
+            self._l1.note(notes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +17,9 @@ from shmcache import errors
 from shmcache._keys import Keys
 from shmcache.batch import ReadBatch
 from shmcache.cache import Cache
-from shmcache.config import check_bool, parse_size, shown
+from shmcache.config import MAX_SECONDS, check_bool, parse_size, shown
 from shmcache.storage.adapter import L2Adapter, LayoutLike, open_adapter
-from shmcache.storage.channel import Channel
+from shmcache.storage.channel import Channel, describe
 from shmcache.storage.l1 import L1
 from shmcache.storage.prefetch import PrefetchController, PrefetchResult, PrefetchTask
 from shmcache.storage.store import StoreQueue
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["StorageManager"]
+
+_log = logging.getLogger("shmcache.storage")
 
 _MOST: Final = 1024  #: tasks in flight, and threads an adapter
 
@@ -82,6 +86,7 @@ class StorageManager:
         self._listener = self._stores.published
         if store is not None and self._adapters:
             self._l1.listen(self._listener)
+        self._end = partial(_end, self._l1, self._listener, self._controller, self._stores, self._adapters)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -131,6 +136,7 @@ class StorageManager:
     def wait_prefetch_status(self, task: PrefetchTask, timeout_s: float | None = None) -> PrefetchResult:
         """The result, when it is there. TimeoutError after ``timeout_s``; the prefetch goes on."""
         self._check_task(task)
+        self._check_not_forked()
         if timeout_s is not None:
             _check_seconds(timeout_s, "timeout_s", least=0.0)
         if not task.over.wait(timeout_s):
@@ -186,17 +192,16 @@ class StorageManager:
 
     def close(self) -> None:
         """Cancels prefetches that run, finishes stores (but does not wait for an adapter that hangs), and closes the
-        adapters. Shares that finished prefetches granted stay granted. Again, and in a forked child: nothing."""
+        adapters. Shares that finished prefetches granted stay granted. Again, and in a forked child: nothing.
+
+        An adapter that hangs keeps the object that it is at: until it returns, ``Cache.close`` raises ViewInUseError.
+        """
         if self._closed:
             return
         self._closed = True
         if self._pid != os.getpid():
             return
-        self._l1.ignore(self._listener)
-        self._controller.close()
-        self._stores.close()
-        for adapter in self._adapters:
-            adapter.close()
+        self._end()
 
     def __enter__(self) -> Self:
         return self
@@ -208,8 +213,9 @@ class StorageManager:
 
     def __del__(self) -> None:
         if not self._closed and self._pid == os.getpid() and not sys.is_finalizing():
+            # Perhaps this is a thread that the end would wait for, or one that has a lock which that needs.
+            threading.Thread(target=self._end, name="shmcache-end", daemon=True).start()
             warnings.warn(f"{self!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
-            self.close()
 
     def _check_task(self, task: PrefetchTask) -> PrefetchTask:
         if not isinstance(task, PrefetchTask):
@@ -219,12 +225,34 @@ class StorageManager:
         return task
 
     def _check_open(self) -> None:
-        if self._closed or self._pid != os.getpid():
-            raise errors.ClosedError(
-                f"arena {self._l1.name!r}: this StorageManager is closed, or belongs to the process that this one was "
-                "forked from; make another"
-            )
+        self._check_not_forked()
+        if self._closed:
+            raise errors.ClosedError(f"arena {self._l1.name!r}: this StorageManager is closed; make another")
         self._l1.check_open()
+
+    def _check_not_forked(self) -> None:
+        if self._pid != os.getpid():
+            raise errors.ClosedError(
+                f"arena {self._l1.name!r}: this StorageManager belongs to the process that this one was forked from; "
+                "attach again, and make another"
+            )
+
+
+def _end(
+    l1: L1,
+    listener: Callable[[list[bytes]], None],
+    controller: PrefetchController,
+    stores: StoreQueue,
+    adapters: list[L2Adapter],
+) -> None:
+    l1.ignore(listener)
+    controller.close()
+    stores.close()
+    for adapter in adapters:
+        try:
+            adapter.close()
+        except Exception as error:  # noqa: BLE001 # whatever an adapter raises is its failure, and the others' none
+            _log.warning("an L2 could not be closed: %s", describe(adapter, error))
 
 
 def _open_all(l2: Sequence[L2Adapter | str]) -> list[L2Adapter]:
@@ -247,6 +275,6 @@ def _check_count(value: int, what: str) -> int:
 def _check_seconds(value: float, what: str, *, least: float = 1e-3) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what}: expected seconds, got {shown(value)}")
-    if not least <= value < math.inf:
-        raise ValueError(f"{what}: expected {least:g} or more seconds, got {shown(value)}")
+    if not least <= value <= MAX_SECONDS:
+        raise ValueError(f"{what}: expected {least:g} to {MAX_SECONDS:g} seconds, got {shown(value)}")
     return float(value)

@@ -23,25 +23,27 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
+
 from shmcache import errors
 from shmcache.batch import WriteBatch
 from shmcache.status import Status
 from shmcache.storage.adapter import LayoutLike
-from shmcache.storage.channel import Call, Channel
-from shmcache.storage.l1 import L1
+from shmcache.storage.channel import Call, Channel, answers
+from shmcache.storage.l1 import L1, Notes
 
 __all__ = ["PrefetchController", "PrefetchResult", "PrefetchTask"]
 
 _PIECE_BYTES: Final = 1 << 20  #: objects up to so many bytes are loaded by one call
 _PIECE_KEYS: Final = 64
-_ROUNDS: Final = 3  #: how often a key that vanished under a task is looked up again
+_TRIES: Final = 3  #: how often a key that vanishes under a task is looked up
 _CANCEL_S: Final = 1.0  #: how long a cancelled task waits for the calls that fill its slots
 _POLL_S: Final = 0.001  #: how often keys in another writer's hands are asked for
 _REAP_S: Final = 0.05  #: how often dead writers are looked for meanwhile
@@ -99,6 +101,7 @@ class PrefetchTask:
         self.owner: Final = owner
         self.keys: Final = keys
         self.layouts: Final = layouts
+        self.sizes: Final = [layout if isinstance(layout, int) else layout.nbytes for layout in layouts]
         self.extra_count: Final = extra_count
         self.use_l2: Final = use_l2
         self.temporary: Final = temporary
@@ -107,7 +110,9 @@ class PrefetchTask:
         self.places = [0] * len(keys)  # the adapter that has it, where FOUND or LOADING
         self.ready = 0
         self.end = len(keys)
-        self.rounds = 0
+        self.stirred = False  # there may be keys that are newly ABSENT
+        self.cursor = 0  # before it no key is FOUND
+        self.tries: Counter[int] = Counter()  # how often each key was looked up
         self.look_up: Call | None = None  # the look-up that the task waits for
         self.looked_at: tuple[int, list[int]] = (0, [])  # its adapter and its keys
         self.waiting_since: dict[int, float] = {}
@@ -143,8 +148,10 @@ class PrefetchController:
         self, l1: L1, channels: Sequence[Channel], *, max_in_flight: int, timeout_s: float, contend_s: float
     ) -> None:
         self._l1 = l1
+        self._notes = Notes(l1)
         self._channels = channels
         self._max_in_flight = max_in_flight
+        self._ahead = sum(channel.threads for channel in channels) + 2  # pieces that a task may have in hand
         self._timeout_s = timeout_s
         self._contend_s = contend_s
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -153,7 +160,9 @@ class PrefetchController:
         self._calls = 0  # that are not back yet
         self._retries: list[Callable[[], object]] = []  # what a stopped holder of the arena lock is in the way of
         self._next_poll = self._next_reap = self._next_tick = 0.0
-        self._closed = False
+        self._gate = threading.Lock()  # so that nothing gets into the inbox behind the end
+        self._shut = False
+        self._closed = False  # what the loop knows of it
         self._done: threading.Event | None = None  # of who closes
         self._thread = threading.Thread(target=self._run, name="shmcache-prefetch", daemon=True)
         self._thread.start()
@@ -162,24 +171,32 @@ class PrefetchController:
 
     def submit(self, task: PrefetchTask) -> None:
         """Takes a task on."""
-        self._inbox.put(partial(self._on_submit, task))
+        self._post(partial(self._on_submit, task))
 
     def cancel(self, task: PrefetchTask) -> None:
         """Gives back all that the task has taken, and returns when that is done."""
         done = threading.Event()
-        self._inbox.put(partial(self._on_cancel, task, done))
+        self._post(partial(self._on_cancel, task, done))
         done.wait()
 
     def close(self) -> None:
         """Cancels what is not finished, and returns when that is done."""
         done = threading.Event()
-        self._inbox.put(partial(self._on_close, done))
+        with self._gate:
+            self._shut = True
+            self._inbox.put(partial(self._on_close, done))
         done.wait()
+
+    def _post(self, handle: Callable[[], None]) -> None:
+        with self._gate:
+            if self._shut:
+                raise errors.ClosedError(f"arena {self._l1.name!r}: this StorageManager is closed; make another")
+            self._inbox.put(handle)
 
     # The loop
 
     def _run(self) -> None:
-        while not self._closed or self._calls or self._active:
+        while not self._closed or self._calls or self._active or self._retries:
             try:
                 handle = self._inbox.get(timeout=self._pause_s())
                 handle()
@@ -188,8 +205,12 @@ class PrefetchController:
                 pass
             except Exception:  # noqa: BLE001 # the loop must outlive whatever arrives
                 _log.exception("the prefetch loop")
-            self._begin_next()
             self._keep_time(time.monotonic())
+            self._begin_next()
+            if self._inbox.empty():
+                self._notes.flush()
+            if self._done is not None and not self._active:
+                self._done.set()
 
     def _pause_s(self) -> float | None:
         """How long the loop may sleep if nothing arrives."""
@@ -198,8 +219,6 @@ class PrefetchController:
         return _TICK_S if self._calls or self._retries or self._active else None
 
     def _keep_time(self, now: float) -> None:
-        if self._done is not None and not self._active:
-            self._done.set()
         if now >= self._next_poll:
             self._next_poll = now + _POLL_S
             for task in [task for task in self._active if task.waiting_since]:
@@ -236,14 +255,10 @@ class PrefetchController:
     # What arrives in the inbox
 
     def _on_submit(self, task: PrefetchTask) -> None:
-        self._l1.count("prefetch_requests")
-        self._l1.count("prefetch_keys", len(task.keys))
-        if self._closed:
-            task.fail("the StorageManager was closed")
-            self._finish(task)
-            return
+        self._notes.count("prefetch_requests")
+        self._notes.count("prefetch_keys", len(task.keys))
         self._queued.append(task)
-        self._l1.gauge("prefetch_queued", 1)
+        self._notes.gauge("prefetch_queued", 1)
 
     def _on_cancel(self, task: PrefetchTask, done: threading.Event) -> None:
         if task.result is None:
@@ -251,10 +266,11 @@ class PrefetchController:
             self._cancel(task)
             return
         if task.cancelled_at is None:
-            self._l1.count("prefetch_cancels")
+            self._notes.count("prefetch_cancels")
             task.cancelled_at = time.monotonic()
             self._give(partial(self._l1.give_back, task.keys[: task.result.hits], task.extra_count))
             task.result = PrefetchResult(0, 0, 0, task.error)
+            self._notes.flush()
         done.set()
 
     def _on_close(self, done: threading.Event) -> None:
@@ -268,15 +284,15 @@ class PrefetchController:
 
     def _on_looked_up(self, task: PrefetchTask, call: Call) -> None:
         self._calls -= 1
-        self._l1.time("l2_lookup", call.took_s)
+        self._notes.time("l2_lookup", call.took_s)
         if task.look_up is call:
             self._guard(task, partial(self._take_answer, task, call))
 
     def _on_loaded(self, task: PrefetchTask, piece: _Piece, call: Call) -> None:
         self._calls -= 1
         n = len(piece.batch)
-        self._l1.gauge("l2_loading", -n)
-        self._l1.time("l2_load", call.took_s)
+        self._notes.gauge("l2_loading", -n)
+        self._notes.time("l2_load", call.took_s)
         piece.loaded = self._leading_ok(task, piece, call)
         if piece.stray:
             self._give(piece.batch.abort)
@@ -292,9 +308,9 @@ class PrefetchController:
         while self._queued and len(self._active) < self._max_in_flight:
             task = self._queued.popleft()
             self._active.append(task)
-            self._l1.gauge("prefetch_queued", -1)
-            self._l1.gauge("prefetch_in_flight", 1)
-            self._l1.time("prefetch_queue", time.monotonic() - task.submitted)
+            self._notes.gauge("prefetch_queued", -1)
+            self._notes.gauge("prefetch_in_flight", 1)
+            self._notes.time("prefetch_queue", time.monotonic() - task.submitted)
             self._guard(task, partial(self._begin, task))
 
     def _begin(self, task: PrefetchTask) -> None:
@@ -304,21 +320,25 @@ class PrefetchController:
 
     def _advance(self, task: PrefetchTask) -> None:
         """Does all that can be done now."""
-        if task.look_up is None and task.cancelled_at is None:
+        if task.result is not None:
+            return
+        if task.look_up is None and task.stirred and task.cancelled_at is None:
+            task.stirred = False
+            self._cut_at_first(
+                task, [i for i in task.indices(_Key.ABSENT) if not task.use_l2 or task.tries[i] == _TRIES]
+            )
             absent = task.indices(_Key.ABSENT)
-            if absent and task.use_l2 and task.rounds < _ROUNDS:
-                task.rounds += 1
-                self._look_up(task, 0, absent)
-            elif absent:
-                self._cut(task, absent[0])
-            if task.look_up is None:
-                self._load(task)
+            task.tries.update(absent)
+            self._look_up(task, 0, absent)
+        self._load(task)
         self._publish(task)
+        self._load(task)
         if task.ready == task.end and not task.pieces:
             self._finish(task)
 
     def _ask_l1(self, task: PrefetchTask, indices: list[int]) -> None:
         """Grants what is readable now."""
+        task.stirred = True
         found = self._l1.grant([task.keys[i] for i in indices], task.extra_count)
         now = time.monotonic()
         for i, status in zip(indices, found, strict=True):
@@ -331,7 +351,7 @@ class PrefetchController:
         full = [i for i, status in zip(indices, found, strict=True) if status is Status.NO_SHARE]
         if full:
             task.fail(f"a rank has 65,535 shares of key {task.keys[full[0]].hex()} already; are shares given back?")
-            self._cut(task, full[0])
+        self._cut_at_first(task, full)
 
     def _ask_again(self, task: PrefetchTask, now: float) -> None:
         """Asks for the keys that another writer had in hand."""
@@ -341,62 +361,69 @@ class PrefetchController:
         waiting = task.indices(_Key.WAITING)
         task.waiting_since = {i: task.waiting_since[i] for i in waiting}
         self._ask_l1(task, waiting)
-        late = [i for i in task.indices(_Key.WAITING) if now - task.waiting_since[i] > self._contend_s]
-        if late:
-            self._l1.count("prefetch_contended")
-            self._cut(task, late[0])
+        if len(task.waiting_since) < len(waiting):  # the writer makes headway
+            task.waiting_since = dict.fromkeys(task.waiting_since, now)
+        late = [i for i, since in task.waiting_since.items() if now - since > self._contend_s]
+        self._notes.count("prefetch_contended", bool(late))
+        self._cut_at_first(task, late)
         self._advance(task)
 
     def _look_up(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
         """Asks one adapter after the other; the answer comes by ``_on_looked_up``."""
-        while place < len(self._channels) and self._channels[place].hangs(self._timeout_s):
-            task.fail(f"{self._channels[place].adapter!r}: hangs; no call was made")
-            place += 1
         task.look_up = None
         if not indices:
             return
+        while place < len(self._channels) and self._channels[place].hangs(self._timeout_s):
+            task.fail(f"{self._channels[place].name}: hangs; no call was made")
+            place += 1
         if place == len(self._channels):
             self._cut(task, indices[0])
             return
         task.looked_at = (place, indices)
         adapter, keys = self._channels[place].adapter, [task.keys[i] for i in indices]
-        self._l1.count("l2_lookups", len(keys))
+        self._notes.count("l2_lookups", len(keys))
         task.look_up = self._call(place, lambda: adapter.lookup(keys), partial(self._on_looked_up, task))
 
     def _take_answer(self, task: PrefetchTask, call: Call) -> None:
         place, indices = task.looked_at
         answer = call.value
-        if call.error is None and not _answers(answer, len(indices)):
-            call.error = f"{self._channels[place].adapter!r}: lookup: expected {len(indices)} bools in a list"
+        if call.error is None and not answers(answer, len(indices), (bool, np.bool_)):
+            call.error = f"{self._channels[place].name}: lookup: expected a list of {len(indices)} bools"
+        self._channels[place].note(call.error)
         if call.error is not None:
-            self._l1.count("l2_lookup_errors")
+            self._notes.count("l2_lookup_errors")
             task.fail(call.error)
             answer = [False] * len(indices)
         for i, there in zip(indices, answer, strict=True):
             if there and task.states[i] is _Key.ABSENT:
                 task.states[i] = _Key.FOUND
                 task.places[i] = place
-        self._l1.count("l2_lookup_hits", sum(map(bool, answer)))
+        self._notes.count("l2_lookup_hits", int(sum(answer)))
         self._look_further(task, place, indices)
 
     def _look_further(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
         """The next adapter is asked for what this one does not have."""
+        task.cursor = 0
         rest = [i for i in indices if i < task.end and task.states[i] is _Key.ABSENT]
         self._look_up(task, place + 1, rest)
         if task.look_up is None:
             self._advance(task)
 
     def _load(self, task: PrefetchTask) -> None:
-        """Reserves slots for what was found, and no more, and begins to fill them."""
-        i = task.ready if _Key.FOUND in task.states else task.end
-        while i < task.end:
+        """Reserves slots for what was found, and no more, and begins to fill them: a few pieces ahead, so that the
+        first are published while the last are not yet begun."""
+        if task.look_up is not None or task.cancelled_at is not None:
+            return
+        i = max(task.cursor, task.ready)
+        while i < task.end and len(task.pieces) < self._ahead:
             i = self._load_piece(task, i) if task.states[i] is _Key.FOUND else i + 1
+        task.cursor = i
 
     def _load_piece(self, task: PrefetchTask, start: int) -> int:
         """Begins to load the keys from ``start`` on that one call can; where to go on."""
         place, stop = task.places[start], _piece_end(task, start)
         if self._channels[place].hangs(self._timeout_s):
-            task.fail(f"{self._channels[place].adapter!r}: hangs; no call was made")
+            task.fail(f"{self._channels[place].name}: hangs; no call was made")
             self._cut(task, start)
             return start
         batch = self._reserve(task, start, stop)
@@ -406,7 +433,7 @@ class PrefetchController:
         task.states[piece.start : piece.stop] = [_Key.LOADING] * len(batch)
         adapter, keys = self._channels[place].adapter, batch.keys
         views = [view for view in batch.views if view is not None]  # none is
-        self._l1.gauge("l2_loading", len(batch))
+        self._notes.gauge("l2_loading", len(batch))
         piece.call = self._call(place, lambda: adapter.load(keys, views), partial(self._on_loaded, task, piece))
         return piece.stop
 
@@ -421,27 +448,34 @@ class PrefetchController:
             self._give(batch.abort)
             stop = start + got
         if found[0] is Status.NO_SPACE:
-            self._l1.count("prefetch_no_space")
-            self._cut(task, start)
+            self._make_room(task, start)
         else:  # somebody was faster: EXISTS, IN_FLIGHT
             task.states[start] = _Key.WAITING
             task.waiting_since.setdefault(start, time.monotonic())
         return None
 
+    def _make_room(self, task: PrefetchTask, start: int) -> None:
+        """Gives up the last key that the task has from L1, so that it can be evicted; where there is none, the prefix
+        ends."""
+        granted = [i for i in task.indices(_Key.GRANTED) if i > start]
+        self._notes.count("prefetch_no_space", not granted)
+        self._cut(task, granted[-1] if granted else start)
+
     def _leading_ok(self, task: PrefetchTask, piece: _Piece, call: Call) -> int:
         """How many leading objects of a piece are whole."""
-        n = len(piece.batch)
-        if call.error is None and not _answers(call.value, n):
-            call.error = f"{self._channels[task.places[piece.start]].adapter!r}: load: expected {n} statuses in a list"
+        n, channel = len(piece.batch), self._channels[task.places[piece.start]]
+        if call.error is None and not answers(call.value, n, Status):
+            call.error = f"{channel.name}: load: expected a list of {n} Statuses"
+        channel.note(call.error)
         if call.error is not None:
-            self._l1.count("l2_load_errors")
+            self._notes.count("l2_load_errors")
             task.fail(call.error)
             return 0
-        loaded = [status == Status.OK for status in call.value]
-        sizes = [_nbytes(layout) for layout in task.layouts[piece.start : piece.stop]]
-        self._l1.count("l2_loads", sum(loaded))
-        self._l1.count("l2_loaded_bytes", sum(size for size, ok in zip(sizes, loaded, strict=True) if ok))
-        self._l1.count("l2_load_misses", n - sum(loaded))
+        loaded = [status is Status.OK for status in call.value]
+        sizes = task.sizes[piece.start : piece.stop]
+        self._notes.count("l2_loads", sum(loaded))
+        self._notes.count("l2_loaded_bytes", sum(size for size, ok in zip(sizes, loaded, strict=True) if ok))
+        self._notes.count("l2_load_misses", n - sum(loaded))
         return next((i for i, ok in enumerate(loaded) if not ok), n)
 
     def _publish(self, task: PrefetchTask) -> None:
@@ -456,7 +490,7 @@ class PrefetchController:
                 break
             self._publish_piece(task, piece)
         if before == 0 < task.ready:
-            self._l1.time("prefetch_first_key", time.monotonic() - task.submitted)
+            self._notes.time("prefetch_first_key", time.monotonic() - task.submitted)
 
     def _publish_piece(self, task: PrefetchTask, piece: _Piece) -> None:
         wanted = min(task.end, piece.stop) - piece.start
@@ -467,6 +501,10 @@ class PrefetchController:
         self._next_poll = 0.0  # another task may wait for these
         if published < wanted:
             task.fail(f"key {task.keys[task.ready].hex()} was lost to the write lease while it was loaded")
+            behind = [key for key, status in zip(piece.batch.keys, found, strict=False) if status is Status.OK][
+                published:
+            ]
+            self._give(partial(self._l1.give_back, behind, task.extra_count))
         del task.pieces[piece.start]
         if wanted < len(piece.batch):
             self._give(piece.batch.abort)
@@ -476,19 +514,24 @@ class PrefetchController:
     def _finish(self, task: PrefetchTask) -> None:
         states = task.states[: task.ready]
         l1_hits, l2_hits = states.count(_Key.GRANTED), states.count(_Key.PUBLISHED)
-        self._l1.count("prefetch_l1_hits", l1_hits)
-        self._l1.count("prefetch_l2_hits", l2_hits)
-        self._l1.count("prefetch_errors", task.error is not None)
-        self._l1.time("prefetch_total", time.monotonic() - task.submitted)
+        self._notes.count("prefetch_l1_hits", l1_hits)
+        self._notes.count("prefetch_l2_hits", l2_hits)
+        self._notes.count("prefetch_errors", task.error is not None)
+        self._notes.time("prefetch_total", time.monotonic() - task.submitted)
         task.result = PrefetchResult(task.ready, l1_hits, l2_hits, task.error)
         if task in self._active:
             self._active.remove(task)
-            self._l1.gauge("prefetch_in_flight", -1)
+            self._notes.gauge("prefetch_in_flight", -1)
+        self._notes.flush()  # so that who waits finds it counted
         task.over.set()
         for done in task.answers:
             done.set()
 
     # Giving back
+
+    def _cut_at_first(self, task: PrefetchTask, indices: list[int]) -> None:
+        if indices:
+            self._cut(task, min(indices))
 
     def _cut(self, task: PrefetchTask, end: int) -> None:
         """Gives up the keys from ``end`` on, with all that was taken for them."""
@@ -511,16 +554,16 @@ class PrefetchController:
         if piece.call is None or not piece.call.call_off():
             return False
         self._calls -= 1
-        self._l1.gauge("l2_loading", -len(piece.batch))
+        self._notes.gauge("l2_loading", -len(piece.batch))
         return True
 
     def _cancel(self, task: PrefetchTask) -> None:
-        self._l1.count("prefetch_cancels")
+        self._notes.count("prefetch_cancels", task.cancelled_at is None)
         task.cancelled_at = task.cancelled_at or time.monotonic()
         task.look_up = None
         if task in self._queued:
             self._queued.remove(task)
-            self._l1.gauge("prefetch_queued", -1)
+            self._notes.gauge("prefetch_queued", -1)
         taken, task.ready = task.keys[: task.ready], 0
         self._give(partial(self._l1.give_back, taken, task.extra_count))
         task.states[: len(taken)] = [_Key.ABSENT] * len(taken)
@@ -551,8 +594,10 @@ class PrefetchController:
         return call.runs_longer_than(self._timeout_s) or self._channels[place].hangs(self._timeout_s)
 
     def _lose(self, task: PrefetchTask, call: Call, place: int, what: str) -> None:
-        self._l1.count("l2_timeouts")
-        task.fail(f"{self._channels[place].adapter!r}: {what}: no answer within {self._timeout_s:g} s")
+        error = f"{self._channels[place].name}: {what}: no answer within {self._timeout_s:g} s"
+        self._notes.count("l2_timeouts")
+        self._channels[place].note(error)
+        task.fail(error)
         if what == "lookup" and call.call_off():
             self._calls -= 1
 
@@ -574,24 +619,11 @@ class PrefetchController:
         return call
 
 
-def _answers(value: object, n: int) -> bool:
-    """Whether an adapter answered once a key."""
-    return isinstance(value, (list, tuple)) and len(value) == n
-
-
 def _piece_end(task: PrefetchTask, start: int) -> int:
     """The end of the keys from ``start`` on that one call loads."""
-    stop, nbytes = start + 1, _nbytes(task.layouts[start])
-    while (
-        stop < min(task.end, start + _PIECE_KEYS)
-        and task.states[stop] is _Key.FOUND
-        and task.places[stop] == task.places[start]
-        and nbytes + _nbytes(task.layouts[stop]) <= _PIECE_BYTES
-    ):
-        nbytes += _nbytes(task.layouts[stop])
-        stop += 1
-    return stop
-
-
-def _nbytes(layout: LayoutLike) -> int:
-    return layout if isinstance(layout, int) else layout.nbytes
+    place, nbytes = task.places[start], task.sizes[start]
+    for i in range(start + 1, min(task.end, start + _PIECE_KEYS)):
+        nbytes += task.sizes[i]
+        if task.states[i] is not _Key.FOUND or task.places[i] != place or nbytes > _PIECE_BYTES:
+            return i
+    return min(task.end, start + _PIECE_KEYS)

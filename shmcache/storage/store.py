@@ -1,7 +1,8 @@
 """Stores: one thread an adapter copies published objects from the arena to L2, under shares held meanwhile.
 
 Objects that wait to be stored cannot be evicted, so there is a limit to their bytes. Who publishes beyond it waits
-for a slow L2, and not for one that is dead: then the object is not stored, and counted.
+for a slow L2, and not for one that is dead: then the object is not stored, and counted. What waits for an adapter that
+hangs is given up, and what is published meanwhile goes to the others.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
+
 from shmcache import errors
 from shmcache.batch import ReadBatch
+from shmcache.config import shown
 from shmcache.layout import Layout
 from shmcache.status import Status
 from shmcache.storage.adapter import L2Adapter
-from shmcache.storage.channel import describe
-from shmcache.storage.l1 import L1
+from shmcache.storage.channel import answers, describe
+from shmcache.storage.l1 import L1, Notes
 
 __all__ = ["StoreQueue"]
 
+_JOB_KEYS: Final = 16  #: stored by one call, and let go together
 _TRIES: Final = 4
 _BACKOFF_S: Final = 0.05  #: before the second try; doubled before each further one, and spread by chance
 
@@ -34,7 +39,7 @@ _log = logging.getLogger("shmcache.storage")
 class _Job:
     """Objects that are held until every adapter has them or has given them up."""
 
-    def __init__(self, batch: ReadBatch, layouts: list[Layout | None], adapters: int) -> None:
+    def __init__(self, batch: ReadBatch, layouts: list[Layout | None]) -> None:
         found = [
             (key, view, layout) for key, view, layout in zip(batch.keys, batch.views, layouts, strict=True) if view
         ]
@@ -43,7 +48,7 @@ class _Job:
         self.views: list[memoryview] = [view for _, view, _ in found]
         self.layouts: list[Layout | None] = [layout for _, _, layout in found]
         self.nbytes = sum(view.nbytes for view in self.views)
-        self.left = adapters
+        self.left = 0  # adapters
 
     def release(self) -> None:
         self.views.clear()
@@ -56,9 +61,12 @@ class _Job:
 class _Line:
     """The jobs of one adapter."""
 
-    def __init__(self, adapter: L2Adapter) -> None:
+    def __init__(self, adapter: L2Adapter, l1: L1) -> None:
+        self.notes: Final = Notes(l1)  # of its thread
         self.adapter: Final = adapter
+        self.name: Final = shown(adapter)
         self.jobs: deque[_Job] = deque()
+        self.job: _Job | None = None  # being stored
         self.since: float | None = None  # when the call in progress began
         self.failing = False  # the last job was given up
         self.thread: threading.Thread | None = None
@@ -71,25 +79,20 @@ class StoreQueue:
         self._l1 = l1
         self._timeout_s = timeout_s
         self._backlog_bytes = backlog_bytes
-        self._lines = [_Line(adapter) for adapter in adapters]
+        self._lines = [_Line(adapter, l1) for adapter in adapters]
         self._changed = threading.Condition()  # guards all below, and the lines
+        self._notes = Notes(l1)
         self._pending: set[bytes] = set()
         self._nbytes = 0
         self._jobs = 0
-        self._closed = False
+        self._closed = False  # takes no more
+        self._over = False  # tries nothing again
 
     def put(self, keys: list[bytes]) -> None:
         """Sends readable objects to every adapter, but those that are on their way already, or temporary."""
-        with self._changed:
-            keys = [key for key in dict.fromkeys(keys) if key not in self._pending]
-            self._pending.update(keys)
-        job = None
-        try:
-            job = self._hold(keys)
-        finally:
-            if job is None:
-                with self._changed:
-                    self._pending.difference_update(keys)
+        keys = list(dict.fromkeys(keys))
+        for i in range(0, len(keys), _JOB_KEYS):
+            self._put(keys[i : i + _JOB_KEYS])
 
     def published(self, keys: list[bytes]) -> None:
         """:meth:`put`, for who publishes and must not fail because of L2."""
@@ -109,49 +112,83 @@ class StoreQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            while self._jobs and not any(self._stuck(line) for line in self._lines):
+            while self._give_up_stuck() and any(map(self._works, self._lines)):
                 self._changed.wait(self._timeout_s / 10)
+            self._over = True
 
     # Who puts
 
+    def _put(self, keys: list[bytes]) -> None:
+        with self._changed:
+            # Held under the lock: who publishes one of them later finds that it is on its way, or puts it himself.
+            job = self._hold([key for key in keys if key not in self._pending])
+            if job is None:
+                return
+            self._pending.update(job.keys)
+            room = False
+            try:
+                room = self._has_room(job.nbytes)
+                if room:
+                    self._append(job)
+                    return
+            finally:
+                if not room:
+                    self._pending.difference_update(job.keys)
+                    self._notes.count("l2_store_drops", len(job.keys))
+                self._notes.flush()
+        job.release()
+
     def _hold(self, keys: list[bytes]) -> _Job | None:
-        """Holds what is there and puts it in line; None where there is nothing to do."""
+        """Holds what is there; None where nothing is."""
         if not keys or not self._lines:
             return None
         batch = self._l1.hold(keys)
-        job = _Job(batch, self._l1.layouts_of(batch), len(self._lines))
-        with self._changed:
-            if job.keys and self._has_room(job.nbytes):
-                self._pending.difference_update(set(keys) - set(job.keys))
-                self._append(job)
-                return job
-        if job.keys:
-            self._l1.count("l2_store_drops", len(job.keys))
-        job.release()
-        return None
+        job = _Job(batch, self._l1.layouts_of(batch))
+        return job if job.keys else None
 
     def _has_room(self, nbytes: int) -> bool:
         """Waits until the backlog takes ``nbytes``, or no longer makes headway."""
         deadline = time.monotonic() + self._timeout_s
-        while not self._closed and self._nbytes and self._nbytes + nbytes > self._backlog_bytes:
-            if any(line.failing or self._stuck(line) for line in self._lines) or time.monotonic() > deadline:
+        while not self._closed and self._give_up_stuck():
+            if not self._nbytes or self._nbytes + nbytes <= self._backlog_bytes:
+                return True
+            slow = any(self._works(line) and not line.failing for line in self._lines)
+            if not slow or time.monotonic() > deadline:
                 return False
             self._changed.wait(self._timeout_s / 10)
-        return not self._closed
+        return False
 
     def _append(self, job: _Job) -> None:
-        self._nbytes += job.nbytes
-        self._jobs += 1
-        self._l1.gauge("l2_backlog_bytes", job.nbytes)
-        for line in self._lines:
-            line.jobs.append(job)
+        lines = [line for line in self._lines if not self._stuck(line)]
+        for line in lines:
             if line.thread is None:
                 line.thread = threading.Thread(target=self._work, args=(line,), name="shmcache-store", daemon=True)
                 line.thread.start()
+        job.left = len(lines)
+        self._nbytes += job.nbytes
+        self._jobs += 1
+        self._notes.gauge("l2_backlog_bytes", job.nbytes)
+        for line in lines:
+            line.jobs.append(job)
         self._changed.notify_all()
 
     def _stuck(self, line: _Line) -> bool:
-        return line.since is not None and time.monotonic() - line.since > self._timeout_s
+        since = line.since
+        return since is not None and time.monotonic() - since > self._timeout_s
+
+    def _works(self, line: _Line) -> bool:
+        """Whether a line will get on."""
+        return bool(line.jobs or line.job) and not self._stuck(line)
+
+    def _give_up_stuck(self) -> bool:
+        """Lets go of what waits for adapters that hang; False where all do."""
+        stuck = [line for line in self._lines if self._stuck(line)]
+        for line in stuck:
+            while line.jobs:
+                job = line.jobs.popleft()
+                self._notes.count("l2_store_drops", len(job.keys))
+                self._leave(job)
+        return len(stuck) < len(self._lines)
 
     # The thread of a line
 
@@ -159,58 +196,65 @@ class StoreQueue:
         while (job := self._next(line)) is not None:
             try:
                 self._store(line, job)
-            except Exception:  # noqa: BLE001 # the thread must outlive every job
+            except BaseException:  # noqa: BLE001 # the thread must outlive every job
                 _log.exception("a store to L2 failed")
-            self._leave(job)
+            line.notes.flush()
+            with self._changed:
+                line.job = None
+                self._leave(job)
+                self._changed.notify_all()
             del job
 
     def _next(self, line: _Line) -> _Job | None:
         with self._changed:
             self._changed.wait_for(lambda: line.jobs or self._closed)
-            return line.jobs.popleft() if line.jobs else None
+            line.job = line.jobs.popleft() if line.jobs else None
+            return line.job
 
     def _leave(self, job: _Job) -> None:
-        with self._changed:
-            job.left -= 1
-            if job.left:
-                return
+        """For who holds the lock: one adapter is done with a job."""
+        job.left -= 1
+        if job.left:
+            return
+        self._pending.difference_update(job.keys)  # first: what is published under one of them from now on is new
         job.release()
-        with self._changed:
-            self._pending.difference_update(job.keys)
-            self._nbytes -= job.nbytes
-            self._jobs -= 1
-            self._l1.gauge("l2_backlog_bytes", -job.nbytes)
-            self._changed.notify_all()
+        self._nbytes -= job.nbytes
+        self._jobs -= 1
+        self._notes.gauge("l2_backlog_bytes", -job.nbytes)
+        self._notes.flush()
+        self._changed.notify_all()
 
     def _store(self, line: _Line, job: _Job) -> None:
         """Stores what the adapter does not have; tries again what fails, less often while it keeps failing."""
         left = list(range(len(job.keys)))
         there = False
-        self._l1.gauge("l2_storing", len(left))
+        line.notes.gauge("l2_storing", len(left))
         error = None
         for attempt in range(1 if line.failing else _TRIES):
             if attempt:
-                self._l1.count("l2_store_retries", len(left))
+                line.notes.count("l2_store_retries", len(left))
                 time.sleep(_BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
                 if not there:
                     left, there = self._missing(line, job, left), True
                 left = self._store_once(line, job, left)
-                error = f"{line.adapter!r}: store: not all were stored" if left else None
-            except Exception as raised:  # noqa: BLE001 # whatever an adapter raises is its failure, not ours
+                error = f"{line.name}: store: not all were stored" if left else None
+            except BaseException as raised:  # noqa: BLE001 # whatever an adapter raises is its failure, not ours
                 error = describe(line.adapter, raised)
-            if not left:
+            if not left or self._over:
                 break
-        self._l1.gauge("l2_storing", -len(job.keys))
-        self._l1.count("l2_store_errors", len(left))
+        line.notes.gauge("l2_storing", -len(job.keys))
+        line.notes.count("l2_store_errors", len(left))
         if left and not line.failing:
             _log.warning("%d objects are not stored to L2: %s", len(left), error)
+        if line.failing and not left:
+            _log.warning("stores to L2 work again: %s", line.name)
         line.failing = bool(left)
 
     def _missing(self, line: _Line, job: _Job, left: list[int]) -> list[int]:
         keys = [job.keys[i] for i in left]
-        there = self._call(line, partial(line.adapter.lookup, keys), len(keys))
-        self._l1.count("l2_store_skips", sum(map(bool, there)))
+        there = self._call(line, partial(line.adapter.lookup, keys), len(keys), (bool, np.bool_))
+        line.notes.count("l2_store_skips", sum(map(bool, there)))
         return [i for i, found in zip(left, there, strict=True) if not found]
 
     def _store_once(self, line: _Line, job: _Job, left: list[int]) -> list[int]:
@@ -220,22 +264,23 @@ class StoreQueue:
         keys, views = [job.keys[i] for i in left], [job.views[i] for i in left]
         more = {"layouts": [job.layouts[i] for i in left]} if getattr(line.adapter, "keeps_layouts", False) else {}
         began = time.monotonic()
-        found = self._call(line, partial(line.adapter.store, keys, views, **more), len(keys))
-        self._l1.time("l2_store", time.monotonic() - began)
-        stored = [view.nbytes for view, status in zip(views, found, strict=True) if status == Status.OK]
-        self._l1.count("l2_stores", len(stored))
-        self._l1.count("l2_stored_bytes", sum(stored))
-        self._l1.count("l2_store_skips", sum(status == Status.EXISTS for status in found))
-        self._l1.count("l2_store_no_space", sum(status == Status.NO_SPACE for status in found))
+        found = self._call(line, partial(line.adapter.store, keys, views, **more), len(keys), Status)
+        line.notes.time("l2_store", time.monotonic() - began)
+        stored = [view.nbytes for view, status in zip(views, found, strict=True) if status is Status.OK]
+        line.notes.count("l2_stores", len(stored))
+        line.notes.count("l2_stored_bytes", sum(stored))
+        line.notes.count("l2_store_skips", sum(status is Status.EXISTS for status in found))
+        line.notes.count("l2_store_no_space", sum(status is Status.NO_SPACE for status in found))
         over = (Status.OK, Status.EXISTS, Status.NO_SPACE)
         return [i for i, status in zip(left, found, strict=True) if status not in over]
 
-    def _call(self, line: _Line, call: Callable[[], Any], n: int) -> list[Any]:
+    def _call(self, line: _Line, call: Callable[[], Any], n: int, kind: type | tuple[type, ...]) -> list[Any]:
+        line.notes.flush()
         line.since = time.monotonic()
         try:
             answer = call()
         finally:
             line.since = None
-        if not isinstance(answer, (list, tuple)) or len(answer) != n:
+        if not answers(answer, n, kind):
             raise ValueError(f"expected a list of {n}, one a key")
         return list(answer)
