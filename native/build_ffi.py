@@ -43,7 +43,8 @@ PREAMBLE = """
 def make_ffi() -> FFI:
     """An FFI that knows the core's declarations and is ready to emit the extension's C source."""
     ffi = FFI()
-    ffi.cdef(CDEF.read_text(encoding="utf-8"))
+    # Python owns the memory of a segment's struct, without a look inside: its size is the compiler's.
+    ffi.cdef(CDEF.read_text(encoding="utf-8").replace("struct sc_segment;", "struct sc_segment { ...; };"))
     ffi.set_source(MODULE, PREAMBLE)
     return ffi
 

@@ -135,6 +135,7 @@ static int open_locks(struct sc_segment *s, int fd, bool writable)
     if (registry)
         registry->prev = s;
     registry = s;
+    s->registered = true;
     pthread_mutex_unlock(&registry_mutex);
     return s->lock_fd < 0 ? SC_E_SYSTEM : 0;
 }
@@ -142,25 +143,22 @@ static int open_locks(struct sc_segment *s, int fd, bool writable)
 static void registry_remove(struct sc_segment *s)
 {
     pthread_mutex_lock(&registry_mutex);
-    if (s->prev)
+    if (s->registered && s->prev)
         s->prev->next = s->next;
-    else
+    else if (s->registered)
         registry = s->next;
-    if (s->next)
+    if (s->registered && s->next)
         s->next->prev = s->prev;
+    s->registered = false;
     pthread_mutex_unlock(&registry_mutex);
 }
 
-int sc_segment_open(int fd, bool writable, struct sc_segment **out)
+int sc_segment_open(int fd, bool writable, struct sc_segment *s)
 {
-    struct sc_segment *s = calloc(1, sizeof *s);
-    if (!s)
-        return SC_E_MEMORY;
+    s->lock_fd = -1;
     int rc = check(fd, s);
-    if (rc < 0) {
-        free(s);
+    if (rc < 0)
         return rc;
-    }
     s->lane = SC_NO_SLOT;
     pthread_mutex_init(&s->mutex, NULL);
     s->base_bytes = s->g.metadata;
@@ -173,28 +171,23 @@ int sc_segment_open(int fd, bool writable, struct sc_segment **out)
     if (rc == 0)
         rc = locks;
     if (rc < 0)
-        sc_segment_free(s);
-    else
-        *out = s;
+        sc_segment_shut(s);
     return rc;
 }
 
 void sc_segment_shut(struct sc_segment *s)
 {
+    if (!sc_load32(&s->closed))
+        sc_store32(&s->closed, 1);
+    registry_remove(s);
     if (s->lock_fd >= 0)
         close(s->lock_fd);
     s->lock_fd = -1;
     if (s->base)
         munmap(s->base, s->base_bytes);
     s->base = NULL;
-}
-
-void sc_segment_free(struct sc_segment *s)
-{
-    registry_remove(s);
-    sc_segment_shut(s);
     free(s->costs);
-    free(s);
+    s->costs = NULL;
 }
 
 int sc_enter(struct sc_segment *s)

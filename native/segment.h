@@ -38,12 +38,10 @@ struct sc_segment {
     uint64_t *costs;             /* a cost a block; allocated at the first search for a run */
 
     struct sc_segment *next, *prev; /* the registry of fork handling */
+    bool registered;
 };
 
 int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g);
-
-/* Unmaps what sc_segment_open mapped and lets go of the locks; the struct stays, so that late callers find it closed. */
-void sc_segment_shut(struct sc_segment *s);
 
 /* Passes unless the segment is closed, forked or fenced; sc_leave after. */
 int sc_enter(struct sc_segment *s);

@@ -87,9 +87,11 @@ struct sc_segment;
 /* The segment's file. */
 int sc_segment_bytes(const struct sc_config *c, uint64_t *segment_bytes, uint64_t *metadata_bytes);
 int sc_format(int fd, const struct sc_config *c);
-/* Maps the metadata of the segment behind fd after checking it, and opens the file once more for its locks. */
-int sc_segment_open(int fd, bool writable, struct sc_segment **out);
-void sc_segment_free(struct sc_segment *s);
+/* Maps the metadata of the segment behind fd after checking it, and opens the file once more for its locks. s is the
+ * caller's memory, all zero. */
+int sc_segment_open(int fd, bool writable, struct sc_segment *s);
+/* Lets go of mapping and locks; s stays, so that late callers find it closed. Again: nothing. */
+void sc_segment_shut(struct sc_segment *s);
 void sc_formats(int fd, uint64_t *found, uint64_t *own);
 int sc_back(struct sc_segment *s, uint64_t block, uint64_t n);
 int sc_populate(struct sc_segment *s, char *payload, uint64_t block, uint64_t n);

@@ -47,7 +47,7 @@ uint32_t sc_own_lane(const struct sc_segment *s) { return s->lane; }
 
 void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
 {
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+    for (uint32_t slot = 0; s->base && slot < s->g.slots; slot++) {
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
         if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))

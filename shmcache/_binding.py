@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any, Final, NoReturn
 
 from shmcache import errors
@@ -11,7 +12,7 @@ from shmcache._native import ffi, lib
 __all__ = ["NOBODY", "Handle", "check", "ffi", "lib", "new", "open_segment", "process_state", "raise_code"]
 
 NOBODY: Final = 0xFFFFFFFF  #: no lane
-Handle = Any  #: a ``struct sc_segment *``, freed with its last reference
+Handle = Any  #: a ``struct sc_segment *``, shut and freed with its last reference
 
 #: Arrays that the core fills itself need no zeroing first.
 new: Final = ffi.new_allocator(should_clear_after_alloc=False)
@@ -19,11 +20,14 @@ new: Final = ffi.new_allocator(should_clear_after_alloc=False)
 
 def open_segment(name: str, fd: int, *, writable: bool) -> Handle:
     """The core's view of the segment behind ``fd``, which stays the caller's."""
-    out = ffi.new("struct sc_segment **")
-    code = lib.sc_segment_open(fd, writable, out)
+    handle = ffi.new("struct sc_segment *")
+    code = lib.sc_segment_open(fd, writable, handle)
     if code < 0:
         raise_code(name, code, fd=fd, error=ffi.errno)
-    return ffi.gc(out[0], lib.sc_segment_free)
+    # Not ffi.gc: where a cycle of objects is collected, that would free the struct before some __del__ uses it. Like
+    # this it is shut when nothing refers to the struct any more, all __del__ being over, and freed after.
+    weakref.finalize(handle[0], lib.sc_segment_shut, ffi.cast("struct sc_segment *", handle)).atexit = False
+    return handle
 
 
 def check(name: str, handle: Handle, code: int) -> int:

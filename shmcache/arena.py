@@ -135,7 +135,7 @@ def _join(name: str, member: Membership, fingerprint: str | None) -> Cache | Non
         try:
             return _take_lane(name, handle, fd, member, fingerprint)
         except BaseException:
-            ffi.release(handle)  # now, not when the traceback is gone: it holds the lane
+            lib.sc_segment_shut(handle)  # now, not when the traceback is gone: it holds the lane
             raise
     finally:
         os.close(fd)
@@ -156,7 +156,7 @@ def _take_lane(name: str, handle: Handle, fd: int, member: Membership, fingerpri
         _refuse(name, member, code, pid[0], ffi.errno, handle)
     elif os.fstat(fd).st_nlink > 0:
         return Cache(Attachment(name, member, handle, os.dup(fd)))
-    ffi.release(handle)
+    lib.sc_segment_shut(handle)
     return None
 
 

@@ -43,7 +43,7 @@ class Counters:
     prefetch_l2_hits: int = 0  #: of these, loaded from L2 and granted
     prefetch_cancels: int = 0  #: prefetches cancelled
     prefetch_contended: int = 0  #: prefetches that ended at a key which another writer did not publish in time
-    prefetch_no_space: int = 0  #: prefetches that ended at a key for which the arena had no room
+    prefetch_no_space: int = 0  #: prefetches that were cut short, since the arena had no room
     prefetch_errors: int = 0  #: prefetches whose result carries an error
     l2_lookups: int = 0  #: keys looked up in an L2
     l2_lookup_hits: int = 0  #: of these, there

@@ -11,6 +11,7 @@ from shmcache.storage.adapter import L2Adapter, open_adapter
 from shmcache.storage.file import FileStore
 from shmcache.storage.manager import StorageManager
 from shmcache.storage.prefetch import PrefetchResult, PrefetchTask
+from shmcache.storage.valkey import ValkeyStore
 
 __all__ = [
     "FileStore",
@@ -18,5 +19,6 @@ __all__ = [
     "PrefetchResult",
     "PrefetchTask",
     "StorageManager",
+    "ValkeyStore",
     "open_adapter",
 ]

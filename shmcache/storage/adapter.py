@@ -64,7 +64,8 @@ def open_adapter(url: str) -> L2Adapter:
     scheme = url.partition(":")[0] if ":" in url.partition("/")[0] else "file"
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme not in found:
-        raise ValueError(f"l2: expected a path or a URL of {', '.join(sorted(found))}, got {shown(url)}")
+        # Not the URL itself: there may be a password in it.
+        raise ValueError(f"l2: expected a path, or a URL of {', '.join(sorted(found))}; got one of {shown(scheme)}")
     adapter = found[scheme].load().from_url(url)
     if not isinstance(adapter, L2Adapter):
         raise TypeError(f"l2: {found[scheme].value} has not all methods of an L2Adapter")

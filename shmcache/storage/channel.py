@@ -26,9 +26,9 @@ def describe(adapter: L2Adapter, error: BaseException) -> str:
         return f"{type(adapter).__name__}: {type(error).__name__}"
 
 
-def answers(value: object, n: int, kind: type | tuple[type, ...]) -> bool:
-    """Whether an adapter answered once a key, and in its kind: what else compares as it likes, or raises."""
-    return isinstance(value, (list, tuple)) and len(value) == n and all(isinstance(one, kind) for one in value)
+def answers(value: object, n: int, *kinds: type) -> bool:
+    """Whether an adapter answered once a key, and in one of these types: what else compares as it likes, or raises."""
+    return type(value) in (list, tuple) and len(value) == n and all(type(one) in kinds for one in value)  # type: ignore[arg-type, attr-defined]
 
 
 class Call:
@@ -89,13 +89,21 @@ class Channel:
 
     def submit(self, run: Callable[[], Any], done: Callable[[Call], None]) -> Call:
         """Begins ``run()`` as soon as a thread is free. One thread may submit: the prefetch loop's."""
+        if not self._idle.acquire(blocking=False) and len(self._started) < self.threads:
+            self._start_thread()
         call = Call(run, done)
         self._calls.put(call)
-        if not self._idle.acquire(blocking=False) and len(self._started) < self.threads:
-            thread = threading.Thread(target=self._work, name="shmcache-l2", daemon=True)
-            self._started.append(thread)
-            thread.start()
         return call
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="shmcache-l2", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._started:  # else those that are there do it all
+                raise
+        else:
+            self._started.append(thread)
 
     def hangs(self, limit_s: float) -> bool:
         """Whether every thread is in a call for longer than ``limit_s``: what waits behind them waits for ever."""

@@ -15,7 +15,9 @@ def hasher() -> xxh3_64:
     try:
         from xxhash import xxh3_64  # noqa: PLC0415 # an extra, imported where it is needed
     except ImportError:
-        raise ImportError("an L2 store needs xxhash for its checksums: pip install 'shmcache[file]'") from None
+        raise ImportError(
+            "an L2 store needs xxhash for its checksums: pip install xxhash, or an extra of shmcache"
+        ) from None
     return xxh3_64()
 
 

@@ -127,6 +127,7 @@ class StorageManager:
         So a loop that polls many tasks acts on each of them once. :meth:`wait_prefetch_status` gives the result
         as often as it is asked. Does not block.
         """
+        self._check_not_forked()
         result = self._check_task(task).result
         if result is None or task.told:
             return None

@@ -41,7 +41,9 @@ from shmcache.storage.l1 import L1, Notes
 
 __all__ = ["PrefetchController", "PrefetchResult", "PrefetchTask"]
 
-_PIECE_BYTES: Final = 1 << 20  #: objects up to so many bytes are loaded by one call
+# One call loads several objects of up to so many bytes together: few, so that the first are readable soon and all
+# threads have work; many, since a call costs some 100 us beside the load.
+_PIECE_BYTES: Final = (256 << 10, 4 << 20)
 _PIECE_KEYS: Final = 64
 _TRIES: Final = 3  #: how often a key that vanishes under a task is looked up
 _CANCEL_S: Final = 1.0  #: how long a cancelled task waits for the calls that fill its slots
@@ -102,6 +104,7 @@ class PrefetchTask:
         self.keys: Final = keys
         self.layouts: Final = layouts
         self.sizes: Final = [layout if isinstance(layout, int) else layout.nbytes for layout in layouts]
+        self.nbytes: Final = sum(self.sizes)
         self.extra_count: Final = extra_count
         self.use_l2: Final = use_l2
         self.temporary: Final = temporary
@@ -117,6 +120,7 @@ class PrefetchTask:
         self.looked_at: tuple[int, list[int]] = (0, [])  # its adapter and its keys
         self.waiting_since: dict[int, float] = {}
         self.pieces: dict[int, _Piece] = {}  # by their first key
+        self.short_of_room = False
         self.cancelled_at: float | None = None
         self.error: str | None = None
         self.result: PrefetchResult | None = None
@@ -322,6 +326,7 @@ class PrefetchController:
         """Does all that can be done now."""
         if task.result is not None:
             return
+        self._publish(task)
         if task.look_up is None and task.stirred and task.cancelled_at is None:
             task.stirred = False
             self._cut_at_first(
@@ -330,8 +335,6 @@ class PrefetchController:
             absent = task.indices(_Key.ABSENT)
             task.tries.update(absent)
             self._look_up(task, 0, absent)
-        self._load(task)
-        self._publish(task)
         self._load(task)
         if task.ready == task.end and not task.pieces:
             self._finish(task)
@@ -364,9 +367,18 @@ class PrefetchController:
         if len(task.waiting_since) < len(waiting):  # the writer makes headway
             task.waiting_since = dict.fromkeys(task.waiting_since, now)
         late = [i for i, since in task.waiting_since.items() if now - since > self._contend_s]
+        if late:
+            mine = self._loading()
+            late = [i for i in late if task.keys[i] not in mine]
         self._notes.count("prefetch_contended", bool(late))
         self._cut_at_first(task, late)
         self._advance(task)
+
+    def _loading(self) -> set[bytes]:
+        """The keys that are being loaded here, each under a deadline of its own."""
+        pieces = ((task, piece) for task in self._active for piece in task.pieces.values())
+        waited_for = ((task, piece) for task, piece in pieces if piece.loaded is None and not piece.stray)
+        return {key for task, piece in waited_for for key in task.keys[piece.start : piece.stop]}
 
     def _look_up(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
         """Asks one adapter after the other; the answer comes by ``_on_looked_up``."""
@@ -387,7 +399,7 @@ class PrefetchController:
     def _take_answer(self, task: PrefetchTask, call: Call) -> None:
         place, indices = task.looked_at
         answer = call.value
-        if call.error is None and not answers(answer, len(indices), (bool, np.bool_)):
+        if call.error is None and not answers(answer, len(indices), bool, np.bool_):
             call.error = f"{self._channels[place].name}: lookup: expected a list of {len(indices)} bools"
         self._channels[place].note(call.error)
         if call.error is not None:
@@ -421,7 +433,8 @@ class PrefetchController:
 
     def _load_piece(self, task: PrefetchTask, start: int) -> int:
         """Begins to load the keys from ``start`` on that one call can; where to go on."""
-        place, stop = task.places[start], _piece_end(task, start)
+        place = task.places[start]
+        stop = self._piece_end(task, start)
         if self._channels[place].hangs(self._timeout_s):
             task.fail(f"{self._channels[place].name}: hangs; no call was made")
             self._cut(task, start)
@@ -436,6 +449,19 @@ class PrefetchController:
         self._notes.gauge("l2_loading", len(batch))
         piece.call = self._call(place, lambda: adapter.load(keys, views), partial(self._on_loaded, task, piece))
         return piece.stop
+
+    def _piece_end(self, task: PrefetchTask, start: int) -> int:
+        """The end of the keys from ``start`` on that one call loads."""
+        least, most = _PIECE_BYTES
+        share = task.nbytes // (2 * self._channels[task.places[start]].threads)
+        limit = least if start == 0 else min(max(share, least), most)
+        stop = min(task.end, start + _PIECE_KEYS)
+        nbytes = task.sizes[start]
+        for i in range(start + 1, stop):
+            nbytes += task.sizes[i]
+            if task.states[i] is not _Key.FOUND or task.places[i] != task.places[start] or nbytes > limit:
+                return i
+        return stop
 
     def _reserve(self, task: PrefetchTask, start: int, stop: int) -> WriteBatch | None:
         """Slots for the keys from ``start`` on, as far as they can be had; None: not even for the first."""
@@ -458,7 +484,8 @@ class PrefetchController:
         """Gives up the last key that the task has from L1, so that it can be evicted; where there is none, the prefix
         ends."""
         granted = [i for i in task.indices(_Key.GRANTED) if i > start]
-        self._notes.count("prefetch_no_space", not granted)
+        self._notes.count("prefetch_no_space", not task.short_of_room)
+        task.short_of_room = True
         self._cut(task, granted[-1] if granted else start)
 
     def _leading_ok(self, task: PrefetchTask, piece: _Piece, call: Call) -> int:
@@ -617,13 +644,3 @@ class PrefetchController:
         call = self._channels[place].submit(run, lambda call: self._inbox.put(partial(then, call)))
         self._calls += 1
         return call
-
-
-def _piece_end(task: PrefetchTask, start: int) -> int:
-    """The end of the keys from ``start`` on that one call loads."""
-    place, nbytes = task.places[start], task.sizes[start]
-    for i in range(start + 1, min(task.end, start + _PIECE_KEYS)):
-        nbytes += task.sizes[i]
-        if task.states[i] is not _Key.FOUND or task.places[i] != place or nbytes > _PIECE_BYTES:
-            return i
-    return min(task.end, start + _PIECE_KEYS)

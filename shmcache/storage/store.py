@@ -253,7 +253,7 @@ class StoreQueue:
 
     def _missing(self, line: _Line, job: _Job, left: list[int]) -> list[int]:
         keys = [job.keys[i] for i in left]
-        there = self._call(line, partial(line.adapter.lookup, keys), len(keys), (bool, np.bool_))
+        there = self._call(line, partial(line.adapter.lookup, keys), len(keys), bool, np.bool_)
         line.notes.count("l2_store_skips", sum(map(bool, there)))
         return [i for i, found in zip(left, there, strict=True) if not found]
 
@@ -274,13 +274,13 @@ class StoreQueue:
         over = (Status.OK, Status.EXISTS, Status.NO_SPACE)
         return [i for i, status in zip(left, found, strict=True) if status not in over]
 
-    def _call(self, line: _Line, call: Callable[[], Any], n: int, kind: type | tuple[type, ...]) -> list[Any]:
+    def _call(self, line: _Line, call: Callable[[], Any], n: int, *kinds: type) -> list[Any]:
         line.notes.flush()
         line.since = time.monotonic()
         try:
             answer = call()
         finally:
             line.since = None
-        if not answers(answer, n, kind):
+        if not answers(answer, n, *kinds):
             raise ValueError(f"expected a list of {n}, one a key")
         return list(answer)

@@ -566,3 +566,21 @@ print(sorted(path.name for path in pathlib.Path("/dev/shm").iterdir()))
 def test_memory_that_runs_out_later_is_an_error_and_nothing_stays_reserved() -> None:
     done = run_with_small_dev_shm(RUNS_OUT_LATER)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_a_cycle_of_a_cache_and_its_batches_can_be_collected(arena: str) -> None:
+    """The order in which a cycle's parts are finalized is anybody's guess: none may use what another has freed."""
+    program = """
+import gc, sys, shmcache
+for _ in range(100):
+    cache = shmcache.attach(sys.argv[1])
+    cycle = [cache._attachment.handle, cache, cache.reserve_write([b"key"], 10), cache.read([b"other"])]
+    cycle.append(cycle)
+    del cache, cycle
+    gc.collect()
+"""
+    done = run_python(program, arena)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    with shmcache.attach(arena) as cache:
+        assert cache.verify() == []
+        assert cache.stats().writing == 0
