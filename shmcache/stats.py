@@ -42,7 +42,7 @@ class Counters:
     prefetch_l1_hits: int = 0  #: of these, granted from the arena
     prefetch_l2_hits: int = 0  #: of these, loaded from L2 and granted
     prefetch_cancels: int = 0  #: prefetches cancelled
-    prefetch_contended: int = 0  #: prefetches that ended at a key which another writer did not publish in time
+    prefetch_contended: int = 0  #: prefetches that waited in vain for a key which another writer had in hand
     prefetch_no_space: int = 0  #: prefetches that were cut short, since the arena had no room
     prefetch_errors: int = 0  #: prefetches whose result carries an error
     l2_lookups: int = 0  #: keys looked up in an L2
@@ -60,7 +60,7 @@ class Counters:
     l2_store_retries: int = 0  #: stores tried again after an error
     l2_store_errors: int = 0  #: objects given up after the last try
     l2_store_no_space: int = 0  #: objects that the L2 had no room for
-    l2_store_drops: int = 0  #: objects not stored, since too much waited for a slow or dead L2
+    l2_store_drops: int = 0  #: objects not stored, one an L2, since it hung or too much waited for it
     l2_evictions: int = 0  #: objects that a store of limited capacity removed to make room
     l2_evicted_bytes: int = 0  #: bytes of these
 

@@ -10,12 +10,14 @@
 from shmcache.storage.adapter import L2Adapter, open_adapter
 from shmcache.storage.file import FileStore
 from shmcache.storage.manager import StorageManager
+from shmcache.storage.mooncake import MooncakeStore
 from shmcache.storage.prefetch import PrefetchResult, PrefetchTask
 from shmcache.storage.valkey import ValkeyStore
 
 __all__ = [
     "FileStore",
     "L2Adapter",
+    "MooncakeStore",
     "PrefetchResult",
     "PrefetchTask",
     "StorageManager",

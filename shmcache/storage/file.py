@@ -338,15 +338,18 @@ def _make_root(root: str) -> None:
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"path: expected a directory, but {root} is or lies below a file") from None
     except PermissionError:
-        raise PermissionError(errno.EACCES, _HOW_TO_PERMIT.format("made"), root) from None
+        raise _not_permitted("made", root) from None
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, _HOW_TO_PERMIT.format("written"), root)
+        raise _not_permitted("written", root)
 
 
-_HOW_TO_PERMIT: Final = (
-    f"path: the directory cannot be {{}} by user {os.geteuid()}; give it to that user (chown), mount it writable, or "
-    "choose another"
-)
+def _not_permitted(what: str, root: str) -> PermissionError:
+    return PermissionError(
+        errno.EACCES,
+        f"path: the directory cannot be {what} by user {os.geteuid()}; give it to that user (chown), mount it "
+        "writable, or choose another",
+        root,
+    )
 
 
 def _path_of_url(begin: str, url: str) -> str:

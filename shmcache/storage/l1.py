@@ -65,12 +65,15 @@ class L1:
 
     def listen(self, listener: Callable[[list[bytes]], None]) -> None:
         """From now on ``listener`` is called with the keys that this process publishes, prefetches excepted."""
-        self._cache._attachment.listeners += (listener,)
+        attachment = self._cache._attachment
+        with attachment.lock:
+            attachment.listeners += (listener,)
 
     def ignore(self, listener: Callable[[list[bytes]], None]) -> None:
         """The end of :meth:`listen`."""
         attachment = self._cache._attachment
-        attachment.listeners = tuple(each for each in attachment.listeners if each != listener)
+        with attachment.lock:
+            attachment.listeners = tuple(each for each in attachment.listeners if each != listener)
 
     # Shares
 

@@ -120,6 +120,7 @@ class PrefetchTask:
         self.looked_at: tuple[int, list[int]] = (0, [])  # its adapter and its keys
         self.waiting_since: dict[int, float] = {}
         self.pieces: dict[int, _Piece] = {}  # by their first key
+        self.contended: set[int] = set()  # keys that others did not publish in time
         self.short_of_room = False
         self.cancelled_at: float | None = None
         self.error: str | None = None
@@ -369,10 +370,20 @@ class PrefetchController:
         late = [i for i, since in task.waiting_since.items() if now - since > self._contend_s]
         if late:
             mine = self._loading()
-            late = [i for i in late if task.keys[i] not in mine]
-        self._notes.count("prefetch_contended", bool(late))
-        self._cut_at_first(task, late)
+            self._contend(task, [i for i in late if task.keys[i] not in mine])
         self._advance(task)
+
+    def _contend(self, task: PrefetchTask, late: list[int]) -> None:
+        """Tries once to load what another writer did not publish in time: who is stuck beyond the write lease loses
+        the key to who reserves it."""
+        self._notes.count("prefetch_contended", bool(late) and not task.contended)
+        self._cut_at_first(task, [i for i in late if i in task.contended or not task.use_l2])
+        for i in late:
+            if i < task.end:
+                task.contended.add(i)
+                task.states[i] = _Key.ABSENT
+                del task.waiting_since[i]
+                task.stirred = True
 
     def _loading(self) -> set[bytes]:
         """The keys that are being loaded here, each under a deadline of its own."""
@@ -475,6 +486,8 @@ class PrefetchController:
             stop = start + got
         if found[0] is Status.NO_SPACE:
             self._make_room(task, start)
+        elif start in task.contended:
+            self._cut(task, start)
         else:  # somebody was faster: EXISTS, IN_FLIGHT
             task.states[start] = _Key.WAITING
             task.waiting_since.setdefault(start, time.monotonic())

@@ -8,11 +8,13 @@ hangs is given up, and what is published meanwhile goes to the others.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -102,10 +104,14 @@ class StoreQueue:
             _log.warning("published objects are not stored to L2: %s", error)
 
     def flush(self, timeout_s: float | None) -> None:
-        """Returns when nothing is on its way any more; TimeoutError."""
+        """Returns when nothing is on its way any more, unless to an adapter that hangs; TimeoutError."""
+        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
-            if not self._changed.wait_for(lambda: self._jobs == 0, timeout_s):
-                raise TimeoutError(f"{self._jobs} stores to L2 are not finished after {timeout_s:g} s")
+            while self._give_up_stuck() and any(map(self._works, self._lines)):
+                left_s = end - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"{self._jobs} stores to L2 are not finished after {timeout_s:g} s")
+                self._changed.wait(min(left_s, self._timeout_s / 10))
 
     def close(self) -> None:
         """Takes no more, and finishes what it has, unless an adapter hangs."""
@@ -127,14 +133,13 @@ class StoreQueue:
             self._pending.update(job.keys)
             room = False
             try:
-                room = self._has_room(job.nbytes)
+                room = self._has_room(job.nbytes) and self._append(job)
                 if room:
-                    self._append(job)
                     return
             finally:
                 if not room:
                     self._pending.difference_update(job.keys)
-                    self._notes.count("l2_store_drops", len(job.keys))
+                    self._notes.count("l2_store_drops", len(job.keys) * len(self._lines))
                 self._notes.flush()
         job.release()
 
@@ -158,12 +163,12 @@ class StoreQueue:
             self._changed.wait(self._timeout_s / 10)
         return False
 
-    def _append(self, job: _Job) -> None:
-        lines = [line for line in self._lines if not self._stuck(line)]
-        for line in lines:
-            if line.thread is None:
-                line.thread = threading.Thread(target=self._work, args=(line,), name="shmcache-store", daemon=True)
-                line.thread.start()
+    def _append(self, job: _Job) -> bool:
+        """Sends a job to the adapters that do not hang; False where none can take it."""
+        lines = [line for line in self._lines if not self._stuck(line) and self._begin(line)]
+        if not lines:
+            return False
+        self._notes.count("l2_store_drops", len(job.keys) * (len(self._lines) - len(lines)))
         job.left = len(lines)
         self._nbytes += job.nbytes
         self._jobs += 1
@@ -171,6 +176,19 @@ class StoreQueue:
         for line in lines:
             line.jobs.append(job)
         self._changed.notify_all()
+        return True
+
+    def _begin(self, line: _Line) -> bool:
+        """Whether a line has its thread."""
+        if line.thread is None:
+            thread = threading.Thread(target=self._work, args=(line,), name="shmcache-store", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process has all that it may have
+                _log.warning("objects are not stored to L2: %s: %s", line.name, error)
+                return False
+            line.thread = thread
+        return True
 
     def _stuck(self, line: _Line) -> bool:
         since = line.since
@@ -237,6 +255,9 @@ class StoreQueue:
             try:
                 if not there:
                     left, there = self._missing(line, job, left), True
+                if self._over:  # the look-up hung, and its adapter is closed
+                    error = f"{line.name}: the StorageManager was closed"
+                    break
                 left = self._store_once(line, job, left)
                 error = f"{line.name}: store: not all were stored" if left else None
             except BaseException as raised:  # noqa: BLE001 # whatever an adapter raises is its failure, not ours
@@ -261,12 +282,18 @@ class StoreQueue:
         """Those that must be tried again."""
         if not left:
             return []
-        keys, views = [job.keys[i] for i in left], [job.views[i] for i in left]
+        keys = [job.keys[i] for i in left]
+        views = tuple(job.views[i][:] for i in left)  # the adapter's own: it may release them
         more = {"layouts": [job.layouts[i] for i in left]} if getattr(line.adapter, "keeps_layouts", False) else {}
         began = time.monotonic()
-        found = self._call(line, partial(line.adapter.store, keys, views, **more), len(keys), Status)
+        try:
+            found = self._call(line, partial(line.adapter.store, keys, list(views), **more), len(left), Status)
+        finally:
+            for view in views:  # an error's traceback may keep them
+                with suppress(BufferError):
+                    view.release()
         line.notes.time("l2_store", time.monotonic() - began)
-        stored = [view.nbytes for view, status in zip(views, found, strict=True) if status is Status.OK]
+        stored = [job.views[i].nbytes for i, status in zip(left, found, strict=True) if status is Status.OK]
         line.notes.count("l2_stores", len(stored))
         line.notes.count("l2_stored_bytes", sum(stored))
         line.notes.count("l2_store_skips", sum(status is Status.EXISTS for status in found))

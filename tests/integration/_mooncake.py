@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shmcache.storage.mooncake import MooncakeStore
+
+# A master does not outlive tests that crash.
+_DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 #: A store whose memory the cluster has.
 MEMBER: dict[str, object] = {"global_segment_size": 64 << 20}
@@ -92,6 +96,7 @@ class Master:
     def _start(self, port: int) -> bool:
         """False where it ended, as it does when somebody else has the port."""
         command = [
+            *_DIES_WITH_US,
             str(self._program),
             f"--rpc_port={port}",
             "--rpc_address=127.0.0.1",

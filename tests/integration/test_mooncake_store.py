@@ -577,7 +577,7 @@ def test_a_transfer_that_the_client_gave_up_is_ended(
 
 
 def test_a_peer_that_dies_with_its_memory(start_master: Callable[..., Master], make: MakeStore) -> None:
-    own = start_master(client_ttl=2)
+    own = start_master(client_ttl=4)
     keys = chain(3)
     data = [pattern(key, PEER_SIZE) for key in keys]
     store = make(own.fields())

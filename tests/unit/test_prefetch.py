@@ -575,6 +575,26 @@ def test_a_key_that_this_manager_loads_itself_is_no_contended_one(cache: Cache, 
     check_nothing_leaked(cache)
 
 
+def test_nor_is_one_that_it_has_loaded_and_cannot_publish_yet(cache: Cache, join: Join) -> None:
+    """The first request waits for the load of its first key, and the second for both."""
+    keys = chain(2)
+    even, odd = alternate(keys)
+    foreign = join().reserve_write([b"foreign"], SIZE)
+    with Gate() as gate, StorageManager(cache, [even, odd], store=None, contend_s=0.05) as storage:
+        even.faults["load"] = gate
+        first = storage.submit_prefetch_task(keys, SIZE)
+        gate.reached()
+        eventually(lambda: cache.stats().histograms.l2_load.count == 1, "the second key is loaded")
+        second = storage.submit_prefetch_task(keys, SIZE)
+        assert prefetch(storage, [b"foreign"]).hits == 0  # contend_s is over, for the second, too
+        gate.open()
+        assert storage.wait_prefetch_status(first, TIMEOUT_S) == PrefetchResult(2, 0, 2)
+        assert storage.wait_prefetch_status(second, TIMEOUT_S) == PrefetchResult(2, 2, 0)
+    foreign.abort()
+    cache.cancel_read(keys * 2)
+    check_nothing_leaked(cache)
+
+
 def test_many_threads_submit_wait_and_cancel(cache: Cache, hasty_switches: None) -> None:
     del hasty_switches
     store = MemoryStore(chain(8))
@@ -773,6 +793,32 @@ def test_keys_that_others_give_up_are_looked_for_in_l2(cache: Cache, join: Join)
             eventually(lambda i=i: len(store.asked("load")) == i + 1, "the one before is loaded")  # type: ignore[misc]
             batch.abort()
         assert storage.wait_prefetch_status(task, TIMEOUT_S) == PrefetchResult(6, 0, 6, None)
+    consume(cache, keys)
+    check_nothing_leaked(cache)
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_a_key_that_another_begins_to_write_while_it_is_looked_up(cache: Cache, join: Join, publish: bool) -> None:
+    keys = chain(2)
+    other = join()
+    even, odd = alternate(keys)
+    with Gate() as gate, StorageManager(cache, [even, odd], store=None, contend_s=TIMEOUT_S) as storage:
+        odd.faults["lookup"] = gate
+        task = storage.submit_prefetch_task(keys, SIZE)
+        gate.reached()
+        batch = other.reserve_write(keys[:1], SIZE)
+        gate.open()
+        eventually(lambda: odd.asked("load") == [keys[1:]], "the one behind it is loaded")
+        assert storage.query_prefetch_status(task) is None
+        if publish:
+            view = batch.views[0]
+            assert view is not None
+            view[:] = data_of(keys[0])
+            batch.publish()
+        else:
+            batch.abort()
+        l1_hits = int(publish)
+        assert storage.wait_prefetch_status(task, TIMEOUT_S) == PrefetchResult(2, l1_hits, 2 - l1_hits, None)
     consume(cache, keys)
     check_nothing_leaked(cache)
 
@@ -1041,6 +1087,21 @@ def test_the_shares_of_other_requests_stay(controller: Cache, ranks: list[Cache]
         assert controller.stats().reserved == 20
         controller.cancel_read(keys * 3, 3)
     check_nothing_leaked(controller)
+
+
+@pytest.mark.parametrize("member", ["alone", "of a group"])
+def test_the_shares_of_other_requests_stay_also_where_the_consumer_has_some(join: Join, member: str) -> None:
+    cache = join() if member == "alone" else join("engine", 1, RANKS)
+    extra_count = 0 if member == "alone" else 1
+    with StorageManager(cache, [MemoryStore(chain(2))], store=None) as storage:
+        for _ in range(3):
+            assert prefetch(storage, chain(2), extra_count=extra_count).hits == 2
+        with storage.read_prefetched_results(chain(2), extra_count) as batch:
+            assert batch.hits == 2
+            assert cache.stats().reserved == 6 * (1 + extra_count)
+        assert cache.stats().reserved == 4 * (1 + extra_count)
+        cache.cancel_read(chain(2) * 2, extra_count)
+    check_nothing_leaked(cache)
 
 
 def test_a_view_that_is_still_used_keeps_its_own_shares_only(controller: Cache, ranks: list[Cache]) -> None:
