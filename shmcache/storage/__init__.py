@@ -11,7 +11,7 @@ from shmcache.storage.adapter import L2Adapter, open_adapter
 from shmcache.storage.file import FileStore
 from shmcache.storage.manager import StorageManager
 from shmcache.storage.mooncake import MooncakeStore
-from shmcache.storage.prefetch import PrefetchResult, PrefetchTask
+from shmcache.storage.task import PrefetchResult, PrefetchTask
 from shmcache.storage.valkey import ValkeyStore
 
 __all__ = [

@@ -21,8 +21,9 @@ from shmcache.config import MAX_SECONDS, check_bool, parse_size, shown
 from shmcache.storage.adapter import L2Adapter, LayoutLike, open_adapter
 from shmcache.storage.channel import Channel, describe
 from shmcache.storage.l1 import L1
-from shmcache.storage.prefetch import PrefetchController, PrefetchResult, PrefetchTask
+from shmcache.storage.prefetch import PrefetchController
 from shmcache.storage.store import StoreQueue
+from shmcache.storage.task import PrefetchResult, PrefetchTask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,11 +71,8 @@ class StorageManager:
         nbytes = cache.stats().capacity // 8 if backlog is None else parse_size(backlog, "backlog")
         self._l1 = L1(cache)
         self._l1.check_open()
-        self._adapters = _open_all(l2)
+        self._adapters = _open_all(l2, self._l1)
         self._pid = os.getpid()
-        for adapter in self._adapters:
-            if (bind := getattr(adapter, "bind", None)) is not None:
-                bind(self._l1.payload(), self._l1.count)
         self._controller = PrefetchController(
             self._l1,
             [Channel(adapter, threads) for adapter in self._adapters],
@@ -249,20 +247,34 @@ def _end(
     l1.ignore(listener)
     controller.close()
     stores.close()
-    for adapter in adapters:
-        try:
-            adapter.close()
-        except Exception as error:  # noqa: BLE001 # whatever an adapter raises is its failure, and the others' none
-            _log.warning("an L2 could not be closed: %s", describe(adapter, error))
+    _close_all(adapters)
 
 
-def _open_all(l2: Sequence[L2Adapter | str]) -> list[L2Adapter]:
+def _open_all(l2: Sequence[L2Adapter | str], l1: L1) -> list[L2Adapter]:
+    """The adapters, open and bound to the arena; all of them, or none is left open."""
     if isinstance(l2, (str, bytes)) or not isinstance(l2, Sequence):
         raise TypeError(f"l2: expected a list of adapters or URLs, got {shown(l2)}")
     for adapter in l2:
         if not isinstance(adapter, (str, L2Adapter)):
             raise TypeError(f"l2: expected adapters (lookup, load, store, delete, close) or URLs, got {shown(adapter)}")
-    return [open_adapter(adapter) if isinstance(adapter, str) else adapter for adapter in l2]
+    adapters: list[L2Adapter] = []
+    try:
+        for adapter in l2:
+            adapters.append(open_adapter(adapter) if isinstance(adapter, str) else adapter)
+            if (bind := getattr(adapters[-1], "bind", None)) is not None:
+                bind(l1.payload(), l1.count)
+    except BaseException:
+        _close_all(adapters)
+        raise
+    return adapters
+
+
+def _close_all(adapters: list[L2Adapter]) -> None:
+    for adapter in adapters:
+        try:
+            adapter.close()
+        except Exception as error:  # noqa: BLE001 # whatever an adapter raises is its failure, and the others' none
+            _log.warning("an L2 could not be closed: %s", describe(adapter, error))
 
 
 def _check_count(value: int, what: str) -> int:

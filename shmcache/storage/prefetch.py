@@ -1,17 +1,8 @@
 """Prefetch: one background loop that brings chains of keys from L2 into the arena, with shares for their readers.
 
-What becomes of a request is told by :class:`PrefetchTask`, key by key:
-
-    ABSENT    not in the arena; to be looked up in L2, or nowhere
-    WAITING   another writer has it in hand: asked again until it is readable, gone, or ``contend_s`` is over
-    GRANTED   it was in the arena: 1 + extra_count shares are granted
-    FOUND     an L2 says that it has it
-    LOADING   its slot is reserved, and a load call fills it
-    PUBLISHED loaded, published with 1 + extra_count shares
-
-``ready`` leading keys are GRANTED or PUBLISHED; keys from ``end`` on are given up, and whatever was taken for them
-is given back. ``ready`` grows and ``end`` shrinks until they meet: that is the result. Only the loop's thread changes
-a task; adapters run in the threads of their :class:`Channel` and answer by the loop's inbox.
+Adapters run in the threads of their :class:`Channel` and answer by the loop's inbox. The L1 pass grants what is there;
+what is not is looked up, adapter by adapter; what was found gets its slots, a few pieces ahead, and is published in the
+order of the chain. Where a task stands is told in ``task.py``.
 
 A slot that is being filled cannot be taken away from the adapter that fills it. Where one takes too long, its piece
 becomes a stray: the task goes on without it, and the slot is aborted when the call returns.
@@ -23,10 +14,8 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from typing import Any, Final
 
@@ -35,11 +24,11 @@ import numpy as np
 from shmcache import errors
 from shmcache.batch import WriteBatch
 from shmcache.status import Status
-from shmcache.storage.adapter import LayoutLike
 from shmcache.storage.channel import Call, Channel, answers
 from shmcache.storage.l1 import L1, Notes
+from shmcache.storage.task import Key, Piece, PrefetchResult, PrefetchTask
 
-__all__ = ["PrefetchController", "PrefetchResult", "PrefetchTask"]
+__all__ = ["PrefetchController"]
 
 # One call loads several objects of up to so many bytes together: few, so that the first are readable soon and all
 # threads have work; many, since a call costs some 100 us beside the load.
@@ -52,94 +41,6 @@ _REAP_S: Final = 0.05  #: how often dead writers are looked for meanwhile
 _TICK_S: Final = 0.05  #: how often calls are looked at that take too long
 
 _log = logging.getLogger("shmcache.storage")
-
-
-@dataclass(frozen=True, slots=True)
-class PrefetchResult:
-    """What a prefetch achieved."""
-
-    hits: int  #: leading keys that carry 1 + extra_count shares; 0 once cancelled
-    l1_hits: int  #: of these, found in the arena
-    l2_hits: int  #: of these, loaded from L2
-    error: str | None = None  #: why it ended early, where that was a failure; None for an ordinary miss
-
-
-class _Key(IntEnum):
-    ABSENT = 0
-    WAITING = 1
-    GRANTED = 2
-    FOUND = 3
-    LOADING = 4
-    PUBLISHED = 5
-
-
-class _Piece:
-    """Consecutive keys of a task whose slots one load call fills."""
-
-    __slots__ = ("batch", "call", "loaded", "start", "stop", "stray")
-
-    def __init__(self, start: int, batch: WriteBatch) -> None:
-        self.start = start
-        self.stop = start + len(batch)
-        self.batch = batch
-        self.call: Call | None = None
-        self.loaded: int | None = None  # leading keys that are whole; None until the call is back
-        self.stray = False  # no task waits for it
-
-
-class PrefetchTask:
-    """A prefetch that was submitted: what ``submit_prefetch_task`` gives, for query, wait and cancel."""
-
-    def __init__(
-        self,
-        owner: PrefetchController,
-        keys: list[bytes],
-        layouts: list[LayoutLike],
-        extra_count: int,
-        *,
-        use_l2: bool,
-        temporary: bool,
-    ) -> None:
-        self.owner: Final = owner
-        self.keys: Final = keys
-        self.layouts: Final = layouts
-        self.sizes: Final = [layout if isinstance(layout, int) else layout.nbytes for layout in layouts]
-        self.nbytes: Final = sum(self.sizes)
-        self.extra_count: Final = extra_count
-        self.use_l2: Final = use_l2
-        self.temporary: Final = temporary
-        self.submitted: Final = time.monotonic()
-        self.states = [_Key.ABSENT] * len(keys)
-        self.places = [0] * len(keys)  # the adapter that has it, where FOUND or LOADING
-        self.ready = 0
-        self.end = len(keys)
-        self.stirred = False  # there may be keys that are newly ABSENT
-        self.cursor = 0  # before it no key is FOUND
-        self.tries: Counter[int] = Counter()  # how often each key was looked up
-        self.look_up: Call | None = None  # the look-up that the task waits for
-        self.looked_at: tuple[int, list[int]] = (0, [])  # its adapter and its keys
-        self.waiting_since: dict[int, float] = {}
-        self.pieces: dict[int, _Piece] = {}  # by their first key
-        self.contended: set[int] = set()  # keys that others did not publish in time
-        self.short_of_room = False
-        self.cancelled_at: float | None = None
-        self.error: str | None = None
-        self.result: PrefetchResult | None = None
-        self.told = False  # whether query gave the result
-        self.over = threading.Event()
-        self.answers: list[threading.Event] = []  # of those who cancelled it
-
-    def __repr__(self) -> str:
-        state = self.result or f"{self.ready} ready"
-        return f"<PrefetchTask of {len(self.keys)} keys, extra_count={self.extra_count}: {state}>"
-
-    def indices(self, state: _Key) -> list[int]:
-        """The keys between ``ready`` and ``end`` that are in a state."""
-        return [i for i in range(self.ready, self.end) if self.states[i] is state]
-
-    def fail(self, error: str) -> None:
-        """Notes the first thing that went wrong."""
-        self.error = self.error or error
 
 
 class PrefetchController:
@@ -293,7 +194,7 @@ class PrefetchController:
         if task.look_up is call:
             self._guard(task, partial(self._take_answer, task, call))
 
-    def _on_loaded(self, task: PrefetchTask, piece: _Piece, call: Call) -> None:
+    def _on_loaded(self, task: PrefetchTask, piece: Piece, call: Call) -> None:
         self._calls -= 1
         n = len(piece.batch)
         self._notes.gauge("l2_loading", -n)
@@ -331,9 +232,9 @@ class PrefetchController:
         if task.look_up is None and task.stirred and task.cancelled_at is None:
             task.stirred = False
             self._cut_at_first(
-                task, [i for i in task.indices(_Key.ABSENT) if not task.use_l2 or task.tries[i] == _TRIES]
+                task, [i for i in task.indices(Key.ABSENT) if not task.use_l2 or task.tries[i] == _TRIES]
             )
-            absent = task.indices(_Key.ABSENT)
+            absent = task.indices(Key.ABSENT)
             task.tries.update(absent)
             self._look_up(task, 0, absent)
         self._load(task)
@@ -347,11 +248,11 @@ class PrefetchController:
         now = time.monotonic()
         for i, status in zip(indices, found, strict=True):
             if status is Status.IN_FLIGHT:
-                task.states[i] = _Key.WAITING
+                task.states[i] = Key.WAITING
                 task.waiting_since.setdefault(i, now)
                 continue
             task.waiting_since.pop(i, None)
-            task.states[i] = _Key.GRANTED if status is Status.OK else _Key.ABSENT
+            task.states[i] = Key.GRANTED if status is Status.OK else Key.ABSENT
         full = [i for i, status in zip(indices, found, strict=True) if status is Status.NO_SHARE]
         if full:
             task.fail(f"a rank has 65,535 shares of key {task.keys[full[0]].hex()} already; are shares given back?")
@@ -362,14 +263,14 @@ class PrefetchController:
         if now >= self._next_reap:
             self._next_reap = now + _REAP_S
             self._l1.reap()
-        waiting = task.indices(_Key.WAITING)
+        waiting = task.indices(Key.WAITING)
         task.waiting_since = {i: task.waiting_since[i] for i in waiting}
         self._ask_l1(task, waiting)
         if len(task.waiting_since) < len(waiting):  # the writer makes headway
             task.waiting_since = dict.fromkeys(task.waiting_since, now)
         late = [i for i, since in task.waiting_since.items() if now - since > self._contend_s]
         if late:
-            mine = self._loading()
+            mine = self._in_hand(task)
             self._contend(task, [i for i in late if task.keys[i] not in mine])
         self._advance(task)
 
@@ -381,15 +282,17 @@ class PrefetchController:
         for i in late:
             if i < task.end:
                 task.contended.add(i)
-                task.states[i] = _Key.ABSENT
+                task.states[i] = Key.ABSENT
                 del task.waiting_since[i]
                 task.stirred = True
 
-    def _loading(self) -> set[bytes]:
-        """The keys that are being loaded here, each under a deadline of its own."""
-        pieces = ((task, piece) for task in self._active for piece in task.pieces.values())
-        waited_for = ((task, piece) for task, piece in pieces if piece.loaded is None and not piece.stray)
-        return {key for task, piece in waited_for for key in task.keys[piece.start : piece.stop]}
+    def _in_hand(self, waiting: PrefetchTask) -> set[bytes]:
+        """The keys that this loop will publish or give up, without a limit of the task that waits: those that are being
+        loaded, under a deadline of their own, and those of earlier tasks, which do not wait for later ones so."""
+        earlier = self._active[: self._active.index(waiting)]
+        pieces = ((task, piece) for task in self._active for piece in task.pieces.values() if not piece.stray)
+        sure = ((task, piece) for task, piece in pieces if piece.loaded is None or task in earlier)
+        return {key for task, piece in sure for key in task.keys[piece.start : piece.stop]}
 
     def _look_up(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
         """Asks one adapter after the other; the answer comes by ``_on_looked_up``."""
@@ -418,8 +321,8 @@ class PrefetchController:
             task.fail(call.error)
             answer = [False] * len(indices)
         for i, there in zip(indices, answer, strict=True):
-            if there and task.states[i] is _Key.ABSENT:
-                task.states[i] = _Key.FOUND
+            if there and task.states[i] is Key.ABSENT:
+                task.states[i] = Key.FOUND
                 task.places[i] = place
         self._notes.count("l2_lookup_hits", int(sum(answer)))
         self._look_further(task, place, indices)
@@ -427,7 +330,7 @@ class PrefetchController:
     def _look_further(self, task: PrefetchTask, place: int, indices: list[int]) -> None:
         """The next adapter is asked for what this one does not have."""
         task.cursor = 0
-        rest = [i for i in indices if i < task.end and task.states[i] is _Key.ABSENT]
+        rest = [i for i in indices if i < task.end and task.states[i] is Key.ABSENT]
         self._look_up(task, place + 1, rest)
         if task.look_up is None:
             self._advance(task)
@@ -439,7 +342,7 @@ class PrefetchController:
             return
         i = max(task.cursor, task.ready)
         while i < task.end and len(task.pieces) < self._ahead:
-            i = self._load_piece(task, i) if task.states[i] is _Key.FOUND else i + 1
+            i = self._load_piece(task, i) if task.states[i] is Key.FOUND else i + 1
         task.cursor = i
 
     def _load_piece(self, task: PrefetchTask, start: int) -> int:
@@ -453,8 +356,8 @@ class PrefetchController:
         batch = self._reserve(task, start, stop)
         if batch is None:
             return start  # the state of its key tells why
-        piece = task.pieces[start] = _Piece(start, batch)
-        task.states[piece.start : piece.stop] = [_Key.LOADING] * len(batch)
+        piece = task.pieces[start] = Piece(start, batch)
+        task.states[piece.start : piece.stop] = [Key.LOADING] * len(batch)
         adapter, keys = self._channels[place].adapter, batch.keys
         views = [view for view in batch.views if view is not None]  # none is
         self._notes.gauge("l2_loading", len(batch))
@@ -470,7 +373,7 @@ class PrefetchController:
         nbytes = task.sizes[start]
         for i in range(start + 1, stop):
             nbytes += task.sizes[i]
-            if task.states[i] is not _Key.FOUND or task.places[i] != task.places[start] or nbytes > limit:
+            if task.states[i] is not Key.FOUND or task.places[i] != task.places[start] or nbytes > limit:
                 return i
         return stop
 
@@ -489,19 +392,19 @@ class PrefetchController:
         elif start in task.contended:
             self._cut(task, start)
         else:  # somebody was faster: EXISTS, IN_FLIGHT
-            task.states[start] = _Key.WAITING
+            task.states[start] = Key.WAITING
             task.waiting_since.setdefault(start, time.monotonic())
         return None
 
     def _make_room(self, task: PrefetchTask, start: int) -> None:
         """Gives up the last key that the task has from L1, so that it can be evicted; where there is none, the prefix
         ends."""
-        granted = [i for i in task.indices(_Key.GRANTED) if i > start]
+        granted = [i for i in task.indices(Key.GRANTED) if i > start]
         self._notes.count("prefetch_no_space", not task.short_of_room)
         task.short_of_room = True
         self._cut(task, granted[-1] if granted else start)
 
-    def _leading_ok(self, task: PrefetchTask, piece: _Piece, call: Call) -> int:
+    def _leading_ok(self, task: PrefetchTask, piece: Piece, call: Call) -> int:
         """How many leading objects of a piece are whole."""
         n, channel = len(piece.batch), self._channels[task.places[piece.start]]
         if call.error is None and not answers(call.value, n, Status):
@@ -522,7 +425,7 @@ class PrefetchController:
         """Moves ``ready`` on, as far as all is there."""
         before = task.ready
         while task.ready < task.end:
-            if task.states[task.ready] is _Key.GRANTED:
+            if task.states[task.ready] is Key.GRANTED:
                 task.ready += 1
                 continue
             piece = task.pieces.get(task.ready)
@@ -532,19 +435,17 @@ class PrefetchController:
         if before == 0 < task.ready:
             self._notes.time("prefetch_first_key", time.monotonic() - task.submitted)
 
-    def _publish_piece(self, task: PrefetchTask, piece: _Piece) -> None:
+    def _publish_piece(self, task: PrefetchTask, piece: Piece) -> None:
         wanted = min(task.end, piece.stop) - piece.start
         found = piece.batch.publish_leading(wanted, task.extra_count)
         published = next((i for i, status in enumerate(found) if status is not Status.OK), wanted)
-        task.states[piece.start : piece.start + published] = [_Key.PUBLISHED] * published
+        task.states[piece.start : piece.start + published] = [Key.PUBLISHED] * published
         task.ready += published
         self._next_poll = 0.0  # another task may wait for these
         if published < wanted:
             task.fail(f"key {task.keys[task.ready].hex()} was lost to the write lease while it was loaded")
-            behind = [key for key, status in zip(piece.batch.keys, found, strict=False) if status is Status.OK][
-                published:
-            ]
-            self._give(partial(self._l1.give_back, behind, task.extra_count))
+            granted = [key for key, status in zip(piece.batch.keys, found, strict=False) if status is Status.OK]
+            self._give(partial(self._l1.give_back, granted[published:], task.extra_count))
         del task.pieces[piece.start]
         if wanted < len(piece.batch):
             self._give(piece.batch.abort)
@@ -553,7 +454,7 @@ class PrefetchController:
 
     def _finish(self, task: PrefetchTask) -> None:
         states = task.states[: task.ready]
-        l1_hits, l2_hits = states.count(_Key.GRANTED), states.count(_Key.PUBLISHED)
+        l1_hits, l2_hits = states.count(Key.GRANTED), states.count(Key.PUBLISHED)
         self._notes.count("prefetch_l1_hits", l1_hits)
         self._notes.count("prefetch_l2_hits", l2_hits)
         self._notes.count("prefetch_errors", task.error is not None)
@@ -577,9 +478,9 @@ class PrefetchController:
         """Gives up the keys from ``end`` on, with all that was taken for them."""
         if end >= task.end:
             return
-        granted = [task.keys[i] for i in range(end, task.end) if task.states[i] is _Key.GRANTED]
+        granted = [task.keys[i] for i in range(end, task.end) if task.states[i] is Key.GRANTED]
         self._give(partial(self._l1.give_back, granted, task.extra_count))
-        task.states[end : task.end] = [_Key.ABSENT] * (task.end - end)
+        task.states[end : task.end] = [Key.ABSENT] * (task.end - end)
         task.waiting_since = {i: since for i, since in task.waiting_since.items() if i < end}
         task.end = end
         for piece in [piece for piece in task.pieces.values() if piece.start >= end]:
@@ -589,7 +490,7 @@ class PrefetchController:
             else:
                 piece.stray = True  # the task waits for it all the same, for a while
 
-    def _call_off(self, piece: _Piece) -> bool:
+    def _call_off(self, piece: Piece) -> bool:
         """Whether the load of a piece had not begun, and never will."""
         if piece.call is None or not piece.call.call_off():
             return False
@@ -606,7 +507,7 @@ class PrefetchController:
             self._notes.gauge("prefetch_queued", -1)
         taken, task.ready = task.keys[: task.ready], 0
         self._give(partial(self._l1.give_back, taken, task.extra_count))
-        task.states[: len(taken)] = [_Key.ABSENT] * len(taken)
+        task.states[: len(taken)] = [Key.ABSENT] * len(taken)
         self._cut(task, 0)
         if not task.pieces:
             self._finish(task)

@@ -851,6 +851,17 @@ def test_a_key_that_another_never_finishes_ends_the_prefix(cache: Cache, join: J
     check_nothing_leaked(cache)
 
 
+@pytest.mark.parametrize("config", [ArenaConfig("1MiB", block_size="4KiB", write_lease_s=1e-6)])
+def test_a_writer_that_is_stuck_beyond_its_lease_loses_the_key_to_the_prefetch(cache: Cache, join: Join) -> None:
+    keys = chain(3)
+    batch = join().reserve_write([keys[1]], SIZE)
+    with StorageManager(cache, [MemoryStore(keys)], store=None, contend_s=0.05) as storage:
+        assert prefetch(storage, keys) == PrefetchResult(3, 0, 3, None)
+        consume(cache, keys)
+    assert batch.publish() == [Status.NOT_OWNER]
+    check_nothing_leaked(cache)
+
+
 def test_a_writer_that_dies_is_noticed(cache: Cache) -> None:
     keys = chain(3)
     program = (

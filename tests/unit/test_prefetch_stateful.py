@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,12 +267,11 @@ class Prefetching(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "storage"):
             return
-        try:
+        with ExitStack() as last:
+            last.callback(shmcache.destroy, self.name, force=True)
+            for cache in (self.cache, *self.ranks, self.other):
+                last.callback(cache.close)
             self.end()
-        finally:
-            for cache in (self.other, *self.ranks, self.cache):
-                cache.close()
-            shmcache.destroy(self.name, force=True)
 
     def end(self) -> None:
         self.mend_l2()

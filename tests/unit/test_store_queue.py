@@ -1390,3 +1390,14 @@ def test_an_adapter_whose_close_raises_is_its_own_matter(cache: Cache, caplog: p
     assert [store.closed for store in stores] == [True, True]
     assert "an L2 could not be closed" in caplog.text
     check_nothing_leaked(cache)
+
+
+def test_where_one_adapter_cannot_be_bound_none_stays_open(cache: Cache) -> None:
+    class Unbound(MemoryStore):
+        def bind(self, payload: memoryview, count: Any) -> None:
+            raise RuntimeError("no memory can be registered")
+
+    stores = [MemoryStore(), Unbound(), MemoryStore()]
+    with pytest.raises(RuntimeError, match="no memory can be registered"):
+        StorageManager(cache, stores)
+    assert [store.closed for store in stores] == [True, True, False]  # the last was not touched
