@@ -1394,7 +1394,7 @@ def test_an_adapter_whose_close_raises_is_its_own_matter(cache: Cache, caplog: p
 
 def test_where_one_adapter_cannot_be_bound_none_stays_open(cache: Cache) -> None:
     class Unbound(MemoryStore):
-        def bind(self, payload: memoryview, count: Any) -> None:
+        def bind(self, payload: memoryview, count: Any) -> None:  # noqa: ARG002 # the protocol's
             raise RuntimeError("no memory can be registered")
 
     stores = [MemoryStore(), Unbound(), MemoryStore()]
