@@ -1,13 +1,7 @@
 """MooncakeStore: objects in a cluster of Mooncake, the field's distributed KV store.
 
-An object is one of Mooncake's, under the prefix and its key in hex: the payload, then a trailer.
-
-    bytes 0 to 3     "shmc"
-          4 to 7     version of this format, 1
-          8 to 15    bytes of the payload
-          16 to 23   XXH3 of the key and the payload: an object under another's key is damaged, too
-
-All numbers are little-endian. One call moves both, the payload between its view and the cluster, the trailer between a
+An object is one of Mooncake's, under the prefix and its key in hex: the payload, then its seal (``checksum.py``) as a
+trailer. One call moves both, the payload between its view and the cluster, the trailer between a
 small buffer and the cluster: nothing is copied on the way.
 
 What is not in Mooncake's documentation, and what this module stands on (found with 0.3.13):
@@ -26,7 +20,6 @@ What is not in Mooncake's documentation, and what this module stands on (found w
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,7 +32,7 @@ import numpy as np
 from shmcache.config import shown
 from shmcache.status import Status
 from shmcache.storage.adapter import Counting
-from shmcache.storage.checksum import hasher
+from shmcache.storage.checksum import SEAL_BYTES, hasher, seal
 from shmcache.storage.mooncake_config import Config, read_fields
 from shmcache.storage.mooncake_link import Client, Code, Link, MooncakeError, named
 
@@ -48,9 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MooncakeError", "MooncakeStore"]
 
-_TRAILER: Final = struct.Struct("<4sIQQ")
-_MAGIC: Final = b"shmc"
-_VERSION: Final = 1
 _ROUND: Final = 64  # keys of one call of the client
 _ROUNDS: Final = 16  # calls at once that move objects; more wait
 _LEFT_RUNNING_S: Final = 55.0  # a call that failed after so long may have left transfers running
@@ -234,7 +224,7 @@ class MooncakeStore:
         with self._trailers.take(len(keys)) as (trailers, address):
             codes = self._get(names, views, trailers, address)
             sound = [
-                code == _whole(view) and trailer == _trailer(key, view)
+                code == _whole(view) and trailer == seal(key, view)
                 for code, key, view, trailer in zip(codes, keys, views, trailers, strict=True)
             ]
         found: list[int] = []
@@ -266,8 +256,8 @@ class MooncakeStore:
             if straight:
                 got = client.batch_get_into_multi_buffers(
                     [names[at] for at in straight],
-                    [[places[at], address + at * _TRAILER.size] for at in straight],
-                    [[views[at].nbytes, _TRAILER.size] for at in straight],
+                    [[places[at], address + at * SEAL_BYTES] for at in straight],
+                    [[views[at].nbytes, SEAL_BYTES] for at in straight],
                 )
                 for at, code in zip(straight, got, strict=True):
                     codes[at] = code
@@ -294,14 +284,14 @@ class MooncakeStore:
             codes = [Code.OBJECT_ALREADY_EXISTS if code == 1 else code for code in there]
             new = [at for at, code in enumerate(there) if code == 0]
             for at in new:
-                trailers[at][:] = _trailer(keys[at], views[at])
+                trailers[at][:] = seal(keys[at], views[at])
             places = {at: _address(views[at]) for at in new}
             straight = [at for at in new if self._straight(places[at], views[at].nbytes)]
             if straight:
                 put = client.batch_put_from_multi_buffers(
                     [names[at] for at in straight],
-                    [[places[at], address + at * _TRAILER.size] for at in straight],
-                    [[views[at].nbytes, _TRAILER.size] for at in straight],
+                    [[places[at], address + at * SEAL_BYTES] for at in straight],
+                    [[views[at].nbytes, SEAL_BYTES] for at in straight],
                 )
                 for at, code in zip(straight, put, strict=True):
                     codes[at] = code
@@ -314,18 +304,18 @@ class _Trailers:
     """Memory for the trailers of a few calls at once."""
 
     def __init__(self) -> None:
-        self.nbytes: Final = _ROUNDS * _ROUND * _TRAILER.size
+        self.nbytes: Final = _ROUNDS * _ROUND * SEAL_BYTES
         self._memory = memoryview(bytearray(self.nbytes))
         self.address: Final = _address(self._memory)
         self._free: SimpleQueue[int] = SimpleQueue()
-        for start in range(0, self.nbytes, _ROUND * _TRAILER.size):
+        for start in range(0, self.nbytes, _ROUND * SEAL_BYTES):
             self._free.put(start)
 
     @contextmanager
     def take(self, n: int) -> Iterator[tuple[list[memoryview], int]]:
         """Those of one call, one after the other, and the address of the first."""
         start = self._free.get()
-        size = _TRAILER.size
+        size = SEAL_BYTES
         try:
             yield (
                 [self._memory[at : at + size] for at in range(start, start + n * size, size)],
@@ -359,14 +349,7 @@ def _address(view: memoryview) -> int:
 
 def _whole(view: memoryview) -> int:
     """Bytes of an object with its trailer."""
-    return view.nbytes + _TRAILER.size
-
-
-def _trailer(key: bytes, payload: memoryview) -> bytes:
-    of = hasher()
-    of.update(key)
-    of.update(payload)
-    return _TRAILER.pack(_MAGIC, _VERSION, payload.nbytes, of.intdigest())
+    return view.nbytes + SEAL_BYTES
 
 
 def _copy_out(client: Client, name: str, view: memoryview, trailer: memoryview) -> int:

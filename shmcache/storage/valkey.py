@@ -1,14 +1,8 @@
 """ValkeyStore: objects in a server of Valkey or Redis, or in a cluster of them.
 
-An object is one string, under the prefix and its key: a header, then the payload.
+An object is one string, under the prefix and its key: a seal (``checksum.py``), then the payload.
 
-    bytes 0 to 3     "shmc"
-          4 to 7     version of this format, 1
-          8 to 15    bytes of the payload
-          16 to 23   XXH3 of the key and the payload: an object under another's key is damaged, too
-          24 ...     payload
-
-All numbers are little-endian. Connections, their pool, errors and the cluster's map are the official client's. Its
+Connections, their pool, errors and the cluster's map are the official client's. Its
 reader, however, copies a value several times, each time into memory that the kernel must clear first; so a value of
 the size that is asked for is received from the client's socket straight into the arena. Whatever else comes (nothing,
 an error, another size, TLS) is left to the client, and costs a copy. Writing copies nothing either way.
@@ -19,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import socket
-import struct
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from shmcache.config import MAX_SECONDS, check_bool, shown
 from shmcache.errors import ClosedError
 from shmcache.status import Status
-from shmcache.storage.checksum import hasher
+from shmcache.storage.checksum import SEAL_BYTES, seal
 
 __all__ = ["ValkeyStore"]
 
@@ -40,9 +33,6 @@ MAX_PREFIX: Final = 256  #: bytes
 MAX_VALUE: Final = 512 * 2**20  #: bytes of a string, the protocol's limit
 SCHEMES: Final = ("valkey", "valkeys", "redis", "rediss", "unix")
 
-_HEADER: Final = struct.Struct("<4sIQQ")
-_MAGIC: Final = b"shmc"
-_VERSION: Final = 1
 _AHEAD: Final = 4 * 2**20  # bytes asked for and not received: more only fill the server's memory
 _PIECE: Final = 4 * 2**20  # bytes sent at once: the client's time limit is for each piece
 _OPTIONS: Final = ("prefix", "ttl_s", "cluster", "timeout_s")  # what a URL's query may have for us
@@ -126,10 +116,10 @@ class ValkeyStore:
 
     def store(self, keys: Sequence[bytes], views: Sequence[memoryview]) -> list[Status]:
         """Sends each object; one that is there already is replaced."""
-        fitting = [at for at, view in enumerate(views) if view.nbytes + _HEADER.size <= MAX_VALUE]
+        fitting = [at for at, view in enumerate(views) if view.nbytes + SEAL_BYTES <= MAX_VALUE]
         if len(fitting) < len(views) and not self._warned:
             self._warned = True
-            _log.warning("%r keeps no objects of more than %d bytes", self, MAX_VALUE - _HEADER.size)
+            _log.warning("%r keeps no objects of more than %d bytes", self, MAX_VALUE - SEAL_BYTES)
         some = [keys[at] for at in fitting]
         exchange = _Store(some, self._names(some), [views[at] for at in fitting], self._expiry)
         statuses = [Status.NO_SPACE] * len(views)
@@ -247,8 +237,8 @@ class _Load:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
             return None
         value = memoryview(_check(reply))
-        payload = value[_HEADER.size :]
-        if value[: _HEADER.size] != _header(self._keys[at], payload):
+        payload = value[SEAL_BYTES:]
+        if value[:SEAL_BYTES] != seal(self._keys[at], payload):
             return None
         if payload.nbytes != self._views[at].nbytes:
             return Status.NOT_FOUND
@@ -278,7 +268,7 @@ class _Load:
 
     def _receive(self, sock: socket.socket, at: int) -> bool | None:
         """Whether the next reply is a sound object, which is then in its view; None, with nothing read, for another."""
-        header = bytearray(_HEADER.size)
+        header = bytearray(SEAL_BYTES)
         view = self._views[at]
         try:
             if not _receive_string(sock, header, view):
@@ -287,7 +277,7 @@ class _Load:
             raise _client().TimeoutError("the server did not send on in time") from None
         except OSError as error:
             raise _client().ConnectionError(f"the connection broke while an object was received: {error}") from None
-        return header == _header(self._keys[at], view)
+        return header == seal(self._keys[at], view)
 
 
 class _Store:
@@ -308,13 +298,13 @@ class _Store:
 
     def command(self, at: int) -> _Command:
         view = self._views[at]
-        return ("SET", self.names[at], _header(self._keys[at], view) + view, *self._expiry)
+        return ("SET", self.names[at], seal(self._keys[at], view) + view, *self._expiry)
 
     def _packed(self, at: int) -> list[bytes | memoryview]:
         """The command as it is sent, without the copy that putting header and payload together would be."""
         name, view = self.names[at], self._views[at]
         begin = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n" % (3 + len(self._expiry), len(name), name)
-        begin += b"$%d\r\n%b" % (_HEADER.size + view.nbytes, _header(self._keys[at], view))
+        begin += b"$%d\r\n%b" % (SEAL_BYTES + view.nbytes, seal(self._keys[at], view))
         end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in map(_bytes, self._expiry))
         return [begin, *(view[start : start + _PIECE] for start in range(0, view.nbytes, _PIECE)), end]
 
@@ -407,13 +397,6 @@ def _client() -> ModuleType:
 
 def _count_nowhere(name: str, n: int) -> None:
     """Until ``bind``."""
-
-
-def _header(key: bytes, payload: memoryview) -> bytes:
-    of = hasher()
-    of.update(key)
-    of.update(payload)
-    return _HEADER.pack(_MAGIC, _VERSION, payload.nbytes, of.intdigest())
 
 
 def _bytes(word: str | bytes | int) -> bytes:
