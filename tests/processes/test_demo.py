@@ -9,15 +9,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes._packages import need
 
 import shmcache
+from shmcache_tools.demo import main
 from shmcache_tools.trace import make_conversations
 
 _TIMEOUT_S = 90
 _SMALL = ("--chunk-bytes", "4096", "--capacity", "4MiB", "--seed", "1")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the demo makes its L2; nothing is left there."""
+    need("xxhash")
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -87,11 +101,37 @@ def test_made_up_conversations() -> None:
     assert exit_code == 0
     assert "300 of 300, by each of 4 workers" in out
     assert "All good" in out
-    assert _number(out, r"evictions +([\d,]+) objects") > 0
-    assert 20 < _number(out, r"hit rate +(\d+)\.\d %") < 100
-    for operation in ("lookup", "grant on a hit", "publish and grant", "read", "release"):
-        assert re.search(rf"^{operation} +[\d.]+ [a-z]+ ", out, re.MULTILINE)
+    assert _number(out, r"\nevictions +([\d,]+) chunks") > 0
+    assert 20 < _number(out, r"hit rate +(\d+)\.\d %: L1") < 100
+    assert _number(out, r"loads +([\d,]+) chunks") > 0
+    assert _number(out, r"stores +([\d,]+) chunks") > 0
+    for operation in ("reserve to write", "publish and grant", "read", "release", "prefetch total", "l2 store"):
+        assert re.search(rf"^{operation} +[\d,.]+ ", out, re.MULTILINE)
     assert "\x1b" not in out
+
+
+def test_without_l2() -> None:
+    exit_code, out = _run(*_SMALL, "--requests", "100", "--no-l2")
+    assert exit_code == 0
+    assert re.search(r"^L2 +none *$", out, re.MULTILINE)
+    assert ", L2 0.0 %" in out
+    assert "All good" in out
+    assert "l2 store" not in out
+
+
+def test_an_l2_that_is_smaller_than_what_is_stored() -> None:
+    exit_code, out = _run(*_SMALL, "--requests", "150", "--l2-capacity", "1MiB")
+    assert exit_code == 0
+    assert _number(out, r"\n  evictions +([\d,]+) chunks") > 0
+    assert "All good" in out
+
+
+def test_an_l2_that_is_kept_has_what_the_next_run_needs(tmp_path: Path) -> None:
+    kept = ("--l2", str(tmp_path / "kept"), "--requests", "100", *_SMALL)
+    for written in (True, False):
+        exit_code, out = _run(*kept)
+        assert exit_code == 0
+        assert (_number(out, r"stores +([\d,]+) chunks") > 0) == written
 
 
 def test_a_trace_in_an_arena_that_holds_one_request(tmp_path: Path) -> None:
@@ -109,9 +149,9 @@ def test_a_trace_in_an_arena_that_holds_one_request(tmp_path: Path) -> None:
 
 
 def test_workers_are_killed_and_nothing_is_lost() -> None:
-    exit_code, out = _run(*_SMALL, "--requests", "500", "--kill", "0.5")
+    exit_code, out = _run(*_SMALL, "--requests", "300", "--kill", "0.5")
     assert exit_code == 0
-    assert "500 of 500, by each of 4 workers" in out
+    assert "300 of 300, by each of 4 workers" in out
     assert _number(out, r"workers died +([\d,]+), with") > 0
     assert "All good" in out
 
@@ -120,7 +160,7 @@ def test_killing_in_a_small_arena() -> None:
     """Chunks of dead workers are evicted before they come back, and are written again."""
     exit_code, out = _run(
         *("--workers", "2", "--chunk-bytes", "4096", "--capacity", "512KiB", "--seed", "5"),
-        *("--requests", "500", "--kill", "0.4"),
+        *("--requests", "250", "--kill", "0.4"),
     )
     assert exit_code == 0
     assert _number(out, r"workers died +([\d,]+), with") > 0
@@ -128,7 +168,7 @@ def test_killing_in_a_small_arena() -> None:
 
 
 def test_one_worker_that_somebody_else_kills() -> None:
-    with _start(*_SMALL, "--requests", "1000", "--workers", "1") as demo:
+    with _start(*_SMALL, "--requests", "400", "--workers", "1") as demo:
         _wait_until_running(demo, 1)
         for pid in _workers_of(demo):
             os.kill(pid, signal.SIGKILL)
@@ -149,7 +189,7 @@ def test_an_interrupted_run_leaves_nothing(signum: signal.Signals) -> None:
     assert _workers_of(demo) == []
 
 
-def test_workers_do_not_outlive_a_killed_demo() -> None:
+def test_workers_do_not_outlive_a_killed_demo(scratch: Path) -> None:
     with _start(*_SMALL, "--requests", "20000") as demo:
         _wait_until_running(demo, 4)
         demo.kill()
@@ -158,6 +198,10 @@ def test_workers_do_not_outlive_a_killed_demo() -> None:
     info = shmcache.inspect(_arena_of(demo))
     assert info.stale
     shmcache.destroy(info.name)
+    (left,) = scratch.iterdir()
+    with _start(*_SMALL, "--requests", "1") as demo:
+        _, err = demo.communicate(timeout=_TIMEOUT_S)
+    assert err == f"removing {left}, the L2 of a run that was killed\n"
 
 
 def test_keep() -> None:
@@ -183,11 +227,22 @@ def test_keep() -> None:
         (["--trace", "/nonexistent"], "No such file"),
         (["--trace", os.devnull], "no request"),
         (["--kill", "0"], "expected 0.05"),
+        (["--l2", "nowhere://host"], "nowhere"),
+        (["--no-l2", "--l2-capacity", "1GiB"], "not allowed with"),
     ],
 )
-def test_usage(arguments: list[str], why: str) -> None:
-    with _start(*arguments) as demo:
+def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], why: str) -> None:
+    try:
+        exit_code = main(arguments)
+    except SystemExit as end:  # argparse
+        exit_code = end.code  # type: ignore[assignment]
+    out, err = capsys.readouterr()
+    assert (exit_code, out) == (2, "")
+    assert why in err
+
+
+def test_usage_is_an_exit_code() -> None:
+    with _start("--trace", "/nonexistent") as demo:
         out, err = demo.communicate(timeout=_TIMEOUT_S)
     assert (demo.returncode, out) == (2, "")
-    assert why in err
-    assert "Traceback" not in err
+    assert err == "demo: [Errno 2] No such file or directory: '/nonexistent'\n"

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from shmcache.stats import Stats
+from shmcache.stats import Histogram, Stats
+from shmcache.storage import PrefetchResult
 from shmcache_tools.demo_crew import Worker
+from shmcache_tools.l2_report import l2_progress_rows, l2_rows, moved_text
+from shmcache_tools.render import times_table
+from shmcache_tools.samples import Samples
 from shmcache_tools.text import (
     count_text,
     gigabytes_text,
@@ -33,9 +35,9 @@ from shmcache_tools.text import (
 )
 
 #: The operations that are timed, in the order of a chunk's life.
-LOOKUP, GRANT, RESERVE, FILL = "lookup", "grant on a hit", "reserve to write", "fill"
+RESERVE, FILL, GRANT = "reserve to write", "fill", "grant what was there"
 PUBLISH, READ, ARRAYS, RELEASE = "publish and grant", "read", "make arrays", "release"
-OPERATIONS = (LOOKUP, GRANT, RESERVE, FILL, PUBLISH, READ, ARRAYS, RELEASE)
+OPERATIONS = (RESERVE, FILL, PUBLISH, GRANT, READ, ARRAYS, RELEASE)
 
 _BAR_WIDTH = 40
 
@@ -51,26 +53,6 @@ class Loss:
 
 
 @dataclass(slots=True)
-class Samples:
-    """The times of one operation, a batch each; a percentile counts a batch once for each of its chunks."""
-
-    seconds: array[float] = field(default_factory=lambda: array("d"))  #: a chunk, in this batch
-    chunks: array[int] = field(default_factory=lambda: array("q"))
-
-    def add(self, seconds: float, chunks: int) -> None:
-        self.seconds.append(seconds / chunks)
-        self.chunks.append(chunks)
-
-    def percentile(self, percent: float) -> float:
-        """The time that ``percent`` of all chunks took at most, seconds."""
-        seconds, chunks = np.frombuffer(self.seconds), np.frombuffer(self.chunks, dtype=np.int64)
-        order = np.argsort(seconds)
-        reached = np.cumsum(chunks[order])
-        place = np.searchsorted(reached, percent / 100 * reached[-1])
-        return float(seconds[order[place]])
-
-
-@dataclass(slots=True)
 class Tally:
     """Everything that a run counts."""
 
@@ -81,7 +63,8 @@ class Tally:
     handed_out: int = 0  #: requests
     finished: int = 0  #: requests that every worker has read and verified
     chunks: int = 0  #: of the requests handed out
-    hits: int = 0  #: chunks of those that lookup found
+    l1_hits: int = 0  #: chunks of those that the arena had
+    l2_hits: int = 0  #: chunks of those that were loaded from L2
     read_chunks: list[int] = field(init=False)  #: a rank
     mismatches: int = 0
     missing: int = 0  #: chunks that a restarted worker came too late for
@@ -98,9 +81,19 @@ class Tally:
         if chunks:
             self.samples[operation].add(seconds, chunks)
 
+    def prefetched(self, result: PrefetchResult, chunks: int) -> None:
+        """Note what became of one request's chain."""
+        self.chunks += chunks
+        self.l1_hits += result.l1_hits
+        self.l2_hits += result.l2_hits
+
+    def rate(self, chunks: int) -> float | None:
+        """Of all chunks."""
+        return chunks / self.chunks if self.chunks else None
+
     @property
-    def hit_rate(self) -> float | None:
-        return self.hits / self.chunks if self.chunks else None
+    def hits(self) -> int:
+        return self.l1_hits + self.l2_hits
 
     @property
     def bytes_in_place(self) -> int:
@@ -117,7 +110,9 @@ class Outcome:
 
     tally: Tally
     elapsed_s: float
+    flush_s: float  #: from then until L2 had all
     pipe_bytes: int
+    l2: str | None  #: in words; None: there is none
     stats: Stats
     problems: list[str]  #: what verify() found
 
@@ -142,14 +137,15 @@ class Outcome:
 
 def report(outcome: Outcome) -> RenderableType:
     """The report at the end of a run."""
-    facts = make_facts(_report_rows(outcome))
-    times = _times_table(outcome.tally)
+    parts: list[RenderableType] = [make_facts(_report_rows(outcome)), Text(), _times_table(outcome.tally), Text()]
+    if storage_times := times_table(outcome.stats.histograms):
+        parts += [storage_times, Text()]
     faults = outcome.faults
     if faults:
         verdict = Text("FAILED: " + printable("; ".join(faults)), style="bold red")
     else:
         verdict = Text("All good: every chunk right, no share left, the arena is sound.", style="green")
-    return Group(facts, Text(), times, Text(), verdict)
+    return Group(*parts, verdict)
 
 
 def progress(tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: Iterable[int]) -> RenderableType:
@@ -171,11 +167,13 @@ def progress(tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: 
     rate = tally.bytes_in_place / elapsed_s if elapsed_s else 0
     facts = make_facts(
         [
-            ("hit rate", percent_text(tally.hit_rate)),
+            ("hit rate", _rates_text(tally)),
             ("in place", f"{gigabytes_text(tally.bytes_in_place)}, {gigabytes_text(int(rate))} a second"),
             ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
             ("evictions", count_text(stats.counters.evictions)),
             ("deaths", count_text(len(tally.losses))),
+            *l2_progress_rows(stats),
+            ("prefetch took", _prefetch_text(stats.histograms.prefetch_total)),
         ]
     )
     return Group(bars, Text(), facts, Text(), _workers_table(tally, workers, unfinished))
@@ -208,9 +206,10 @@ def _report_rows(outcome: Outcome) -> list[tuple[str, str | Text]]:
         ("wrong bytes", f"in {count_text(tally.mismatches)} chunks; every byte was compared"),
         ("copied between processes", _copied_text(outcome)),
         ("shares outstanding", count_text(outcome.shares)),
-        ("evictions", _evictions_text(outcome.stats)),
-        ("waited for room", f"{count_text(tally.waits)} times"),
+        ("evictions", moved_text(outcome.stats.counters.evictions, outcome.stats.counters.evicted_bytes)),
+        ("waited for room", plural(tally.waits, "time")),
     ]
+    rows += l2_rows(outcome.l2, outcome.stats, outcome.flush_s)
     if tally.losses:
         rows += _loss_rows(tally, outcome.stats)
     rows.append(("verify()", "clean" if not outcome.problems else plural(len(outcome.problems), "problem")))
@@ -224,8 +223,18 @@ def _requests_text(outcome: Outcome) -> str:
 
 
 def _hits_text(tally: Tally) -> str:
-    hits = f"{count_text(tally.hits)} of {count_text(tally.chunks)} chunks"
-    return f"{percent_text(tally.hit_rate)}, {hits} ({percent_text(tally.best_hit_rate)} without evictions)"
+    return f"{_rates_text(tally)} (endless cache: {percent_text(tally.best_hit_rate)})"
+
+
+def _rates_text(tally: Tally) -> str:
+    l1, l2 = percent_text(tally.rate(tally.l1_hits)), percent_text(tally.rate(tally.l2_hits))
+    return f"{percent_text(tally.rate(tally.hits))}: L1 {l1}, L2 {l2}"
+
+
+def _prefetch_text(times: Histogram) -> str:
+    """Quantiles of a histogram are bounds from above."""
+    p50, p99 = times.quantile_s(0.5), times.quantile_s(0.99)
+    return "-" if p50 is None or p99 is None else f"at most {time_text(p50)} (p50), {time_text(p99)} (p99)"
 
 
 def _in_place_text(outcome: Outcome) -> str:
@@ -237,10 +246,6 @@ def _in_place_text(outcome: Outcome) -> str:
 
 def _copied_text(outcome: Outcome) -> str:
     return f"0 GB of chunks; {outcome.pipe_bytes / 1e6:.1f} MB of keys and answers, by pipe"
-
-
-def _evictions_text(stats: Stats) -> str:
-    return f"{count_text(stats.counters.evictions)} objects, {gigabytes_text(stats.counters.evicted_bytes)}"
 
 
 def _loss_rows(tally: Tally, stats: Stats) -> list[tuple[str, str]]:
@@ -261,6 +266,6 @@ def _times_table(tally: Tally) -> Table:
     for operation in OPERATIONS:
         if samples := tally.samples.get(operation):
             times = (time_text(samples.percentile(percent)) for percent in (50, 99))
-            chunks, batches = sum(samples.chunks), len(samples.chunks)
+            chunks, batches = sum(samples.items), len(samples.items)
             table.add_row(operation, *times, count_text(chunks), count_text(batches))
     return table

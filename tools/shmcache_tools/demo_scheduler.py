@@ -1,8 +1,11 @@
 """The demo's scheduler: makes each request's chain readable, grants shares, hands the keys out.
 
+The chains of the next few requests are prefetched meanwhile: each gets its shares of what the arena or L2
+has.  What neither has is written, and goes to L2 behind it.
+
 A request is open from the moment its keys are handed out until every worker has said Done; at most
-``OPEN_REQUESTS`` are, and where the arena has no room because the workers still have shares of
-everything, the scheduler waits for them.  Nothing is dropped.
+``OPEN_REQUESTS`` are.  Where the arena has no room because the workers still have shares of everything, the
+scheduler waits for them, and where the prefetches ahead have them, it cancels these.  Nothing is dropped.
 
 When a worker dies, its shares are reaped and go back to the cache.  So the scheduler takes shares of
 its own (guards) of the chains that the dead worker had not finished, and hands the same keys to the
@@ -12,6 +15,7 @@ answer, and are written again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,13 +27,14 @@ from numpy.typing import NDArray
 
 import shmcache
 from shmcache import Status
+from shmcache.storage import StorageManager
 from shmcache_tools.chunks import Pattern, keys_of, words_of
 from shmcache_tools.demo_crew import Crew, Death, describe_exit
+from shmcache_tools.demo_prefetch import AHEAD, Prefetches
 from shmcache_tools.demo_report import (
     ARRAYS,
     FILL,
     GRANT,
-    LOOKUP,
     PUBLISH,
     READ,
     RELEASE,
@@ -38,19 +43,17 @@ from shmcache_tools.demo_report import (
     Tally,
 )
 from shmcache_tools.demo_wire import Done, Failed, Ready, Task
+from shmcache_tools.program import RunError
 from shmcache_tools.text import plural
 from shmcache_tools.trace import TraceRequest
 
 OPEN_REQUESTS = 16
 
 _POLL_S = 0.05
+_WRITER_POLL_S = 0.001
 _START_TIMEOUT_S = 60.0
 
 Keys = NDArray[np.uint8]
-
-
-class DemoError(Exception):
-    """The run cannot go on."""
 
 
 @dataclass(slots=True)
@@ -73,21 +76,25 @@ class Scheduler:
     def __init__(
         self,
         cache: shmcache.Cache,
+        storage: StorageManager,
         crew: Crew,
         pattern: Pattern,
         tally: Tally,
         on_tick: Callable[[], None],
     ) -> None:
         self._cache = cache
+        self._storage = storage
         self._crew = crew
         self._pattern = pattern
         self._tally = tally
         self._on_tick = on_tick
         self._extra_count = crew.world_size - 1
+        self._prefetches = Prefetches(storage, pattern.layout, self._extra_count)
         self._jobs: list[dict[int, Job]] = [{} for _ in range(crew.world_size)]  # a rank: by request
         self._open: dict[int, int] = {}  # request: workers that are not done with it
         self._again: deque[tuple[int, Job]] = deque()  # (rank, job) whose chunks were missing
         self._answers = 0  # Dones and deaths: each may have made room
+        self._flushed = False  # nothing was written since all had been stored
 
     def start_workers(self) -> None:
         """Start the workers and wait until all have attached."""
@@ -95,18 +102,18 @@ class Scheduler:
         deadline = time.perf_counter() + _START_TIMEOUT_S
         while not all(worker.ready for worker in self._crew.workers):
             if time.perf_counter() > deadline:
-                raise DemoError(f"the workers have not attached within {_START_TIMEOUT_S:.0f} s")
+                raise RunError(f"the workers have not attached within {_START_TIMEOUT_S:.0f} s")
             self._pump(_POLL_S)
 
     def replay(self, trace: Iterable[TraceRequest]) -> None:
         """Hand every request out; returns when all of them are finished."""
         self._tally.began = time.perf_counter()
         for number, request in enumerate(trace):
-            self._settle(OPEN_REQUESTS - 1)
-            keys = keys_of(request.hash_ids)
-            self._make_readable(keys)
-            self._hand_out(number, keys)
-            self._pump(0)
+            self._prefetches.submit(number, keys_of(request.hash_ids))
+            if len(self._prefetches) > AHEAD:
+                self._serve_next()
+        while len(self._prefetches):
+            self._serve_next()
         self._settle(0)
 
     def unfinished(self) -> list[int]:
@@ -121,15 +128,16 @@ class Scheduler:
 
     # Making a chain readable, with one share for each worker
 
-    def _make_readable(self, keys: Keys) -> None:
-        began = time.perf_counter()
-        hits = self._cache.lookup(keys)
-        self._sample(LOOKUP, began, min(hits + 1, len(keys)))  # lookup stops at the first miss
-        self._tally.chunks += len(keys)
-        self._tally.hits += hits
-        wanting = np.concatenate([self._grant(keys[:hits]), keys[hits:]])
+    def _serve_next(self) -> None:
+        """Make the first of the chains ahead readable, and hand it out."""
+        self._settle(OPEN_REQUESTS - 1)
+        chain, result = self._prefetches.next(lambda: self._pump(0))
+        self._tally.prefetched(result, len(chain.keys))
+        wanting = chain.keys[result.hits :]
         while len(wanting):
             wanting = self._write(wanting, grant=True)
+        self._hand_out(chain.request, chain.keys)
+        self._pump(0)
 
     def _grant(self, keys: Keys) -> Keys:
         """Grant every worker a share of each; the keys that are not readable."""
@@ -138,7 +146,9 @@ class Scheduler:
         began = time.perf_counter()
         status = self._cache.reserve_read(keys, self._extra_count)
         self._sample(GRANT, began, len(keys))
-        return keys[_where_not(status, Status.OK)]
+        gone = keys[_where_not(status, Status.OK)]
+        self._tally.l1_hits += len(keys) - len(gone)
+        return gone
 
     def _write(self, keys: Keys, *, grant: bool) -> Keys:
         """Write the chunks that are not there; the keys that are still wanting.
@@ -151,15 +161,18 @@ class Scheduler:
         self._sample(RESERVE, began, len(keys))
         with batch:
             status = _codes(batch.status)
-            _expect(status, Status.OK, Status.EXISTS, Status.NO_SPACE)
+            _expect(status, Status.OK, Status.EXISTS, Status.IN_FLIGHT, Status.NO_SPACE)
             self._fill(batch, words_of(keys))
             self._publish(batch, grant, int((status == Status.OK).sum()))
-        full = status == Status.NO_SPACE
-        if full.any():
+        self._flushed = self._flushed and not (status == Status.OK).any()
+        if (status == Status.NO_SPACE).any():
             self._wait_for_room()
+        elif (status == Status.IN_FLIGHT).any():  # a prefetch ahead loads it
+            self._pump(_WRITER_POLL_S)
         if not grant:
             return keys
-        return np.concatenate([self._grant(keys[status == Status.EXISTS]), keys[full]])
+        unwritten = (status == Status.IN_FLIGHT) | (status == Status.NO_SPACE)
+        return np.concatenate([self._grant(keys[status == Status.EXISTS]), keys[unwritten]])
 
     def _fill(self, batch: shmcache.WriteBatch, words: NDArray[np.int64]) -> None:
         began = time.perf_counter()
@@ -179,13 +192,24 @@ class Scheduler:
             batch.publish()
 
     def _wait_for_room(self) -> None:
-        """Wait until a worker has given shares back."""
+        """Wait until shares are given back: by a worker, by the prefetches ahead, by what is stored to L2."""
         self._tally.waits += 1
-        before = self._answers
-        while self._answers == before:
-            if not any(self._jobs):
-                raise DemoError("the arena has no room for one request: pass a larger --capacity")
-            self._pump(_POLL_S)
+        if any(self._jobs):
+            before = self._answers
+            while self._answers == before and any(self._jobs):
+                self._pump(_POLL_S)
+        elif not self._prefetches.give_room():
+            if self._flushed:
+                raise RunError("the arena has no room for one request: pass a larger --capacity")
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until L2 has all that was written."""
+        while not self._flushed:
+            self._on_tick()
+            with contextlib.suppress(TimeoutError):
+                self._storage.flush(_POLL_S)
+                self._flushed = True
 
     # Handing out, and what comes back
 
@@ -221,7 +245,7 @@ class Scheduler:
             elif isinstance(answer, Ready):
                 self._on_ready(rank)
             elif isinstance(answer, Failed):
-                raise DemoError(f"worker {rank} failed:\n{answer.text}")
+                raise RunError(f"worker {rank} failed:\n{answer.text}")
 
     def _on_ready(self, rank: int) -> None:
         for job in self._jobs[rank].values():
@@ -250,7 +274,7 @@ class Scheduler:
     def _on_death(self, death: Death) -> None:
         """Take back the dead worker's shares, guard what it had not finished, start a new one."""
         if death.exit_code != -SIGKILL:
-            raise DemoError(f"worker {death.rank} ended: {describe_exit(death.exit_code)}")
+            raise RunError(f"worker {death.rank} ended: {describe_exit(death.exit_code)}")
         self._answers += 1
         began = time.perf_counter()
         self._cache.reap()
@@ -295,8 +319,8 @@ def _where_not(status: Sequence[Status], wanted: Status) -> NDArray[np.bool_]:
 
 
 def _expect(status: NDArray[np.int64], *allowed: Status) -> None:
-    """A lone writer sees no other status; anything else is a fault of the arena."""
+    """A scheduler sees no other status; anything else is a fault of the arena."""
     strange = status[~np.isin(status, allowed)]
     if len(strange):
         names = ", ".join(sorted({Status(code).name for code in strange.tolist()}))
-        raise DemoError(f"reserve_write gave {names} for {plural(len(strange), 'chunk')}")
+        raise RunError(f"reserve_write gave {names} for {plural(len(strange), 'chunk')}")

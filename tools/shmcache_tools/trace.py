@@ -66,9 +66,14 @@ def longest_chain(trace: Iterable[TraceRequest]) -> int:
 
 def best_hit_rate(trace: Iterable[TraceRequest]) -> float:
     """The share of chunks that an arena without end would have found: all that came before."""
-    chains = [request.hash_ids for request in trace]
-    total = sum(map(len, chains))
-    return 1 - len(np.unique(np.concatenate(chains))) / total if total else 0.0
+    requests = list(trace)
+    total = sum(len(request.hash_ids) for request in requests)
+    return 1 - distinct_chunks(requests) / total if total else 0.0
+
+
+def distinct_chunks(trace: Iterable[TraceRequest]) -> int:
+    """How many different chunks the requests name."""
+    return len(np.unique(np.concatenate([request.hash_ids for request in trace])))
 
 
 def _parse(path: Path, number: int, line: bytes) -> TraceRequest:
