@@ -110,7 +110,7 @@ def test_a_good_replay() -> None:
     for row in (
         "requests 3 of 3, each by 2 readers, in 2.0 s",
         "chunks 30, 0.03 GB",
-        "hit rate 70.0 %; 75.0 % in an endless cache",
+        "hit rate 70.0 %; 75.0 % in an endless cache, empty at first",
         "L1 50.0 %, 15 chunks",
         "L2 20.0 %, 6 chunks",
         "none 26.7 %, 8 chunks",

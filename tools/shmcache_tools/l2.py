@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shmcache.config import parse_size
-from shmcache.storage import L2Adapter, open_adapter
-from shmcache.storage.file import FileStore
+from shmcache.storage import FileStore, L2Adapter, open_adapter
 from shmcache_tools.program import RunError, UsageError, size
 from shmcache_tools.text import make_console, size_text
 

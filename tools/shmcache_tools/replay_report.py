@@ -196,10 +196,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = [
         ("requests", _requests_text(outcome)),
         ("chunks", f"{count_text(tally.chunks)}, {gigabytes_text(tally.chunks * tally.chunk_bytes)}"),
-        (
-            "hit rate",
-            f"{percent_text(tally.rate(tally.hits))}; {percent_text(tally.best_hit_rate)} in an endless cache",
-        ),
+        ("hit rate", _hits_text(tally)),
         *_hit_rows(tally),
         *l2_rows(outcome.l2, stats, outcome.flush_s),
         ("evictions, L1", moved_text(stats.counters.evictions, stats.counters.evicted_bytes)),
@@ -215,6 +212,11 @@ def _requests_text(outcome: Outcome) -> str:
     tally = outcome.tally
     finished = f"{count_text(tally.finished)} of {count_text(tally.requests)}"
     return f"{finished}, each by {plural(tally.readers, 'reader')}, in {outcome.elapsed_s:.1f} s"
+
+
+def _hits_text(tally: Tally) -> str:
+    endless = percent_text(tally.best_hit_rate)
+    return f"{percent_text(tally.rate(tally.hits))}; {endless} in an endless cache, empty at first"
 
 
 def _hit_rows(tally: Tally) -> list[tuple[str, str | Text]]:
