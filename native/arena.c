@@ -1,6 +1,7 @@
 /* arena.c - an arena as a whole: made, joined, closed, retired; its layout table; reaping on demand. */
 #define _GNU_SOURCE
 #include "arena.h"
+#include "guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -125,11 +126,20 @@ static void vacate(struct sc_segment *s, struct sc_reaped *r)
     sc_store32(&l->reaped, s->incarnation);
 }
 
+/* What the header's limit must not fall below. */
+static void remember_lanes(struct sc_segment *s)
+{
+    for (uint32_t lane = 0; lane < s->g.lanes; lane++)
+        if (sc_peek32(&sc_lane(s, lane)->incarnation) || sc_peek32(&sc_lane(s, lane)->role))
+            sc_poke32(&s->lane_limit, lane + 1);
+}
+
 static int join_in_door(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
 {
     struct sc_reaped r = {0};
     if (sc_load32(&sc_header(s)->retired))
         return SC_E_RETIRED;
+    remember_lanes(s);
     int rc = sc_group_check(s, m);
     int expected = rc < 0 ? rc : sc_lane_take(s, m, pid);
     if (expected < 0)
@@ -152,14 +162,16 @@ int sc_join(struct sc_segment *s, const char *group, uint32_t group_bytes, int32
     struct sc_member m = {group, group_bytes, rank, world_size};
     if (group_bytes > SC_MAX_GROUP || world_size == 0 || world_size > SC_MAX_LANES)
         return SC_E_NO_LANE;
+    s->group = sc_group_hash(group, group_bytes);
+    sc_guard(s);
     int rc = sc_door_open(s, s->lock_timeout_us);
     if (rc < 0) {
         *pid = sc_peek32(&sc_header(s)->door_pid);
-        return rc;
+    } else {
+        rc = join_in_door(s, &m, pid);
+        sc_door_shut(s);
     }
-    rc = join_in_door(s, &m, pid);
-    sc_door_close(s);
-    return rc;
+    return (int)sc_unguard(s, rc);
 }
 
 static void leave_lane(struct sc_segment *s)
@@ -185,13 +197,15 @@ int sc_close(struct sc_segment *s)
         }
         nanosleep(&nap, NULL);
     }
+    sc_guard(s);
     if (s->lane != SC_NO_SLOT)
         leave_lane(s);
+    sc_unguard(s, 0);
     sc_segment_shut(s);
     return 0;
 }
 
-int sc_retire(struct sc_segment *s, bool force, uint32_t *pid)
+static int retire(struct sc_segment *s, bool force, uint32_t *pid)
 {
     int rc = sc_door_open(s, s->lock_timeout_us);
     if (rc < 0) {
@@ -202,11 +216,24 @@ int sc_retire(struct sc_segment *s, bool force, uint32_t *pid)
         if (lane == s->lane || !sc_lane_held(s, lane))
             continue;
         *pid = sc_peek32(&sc_lane(s, lane)->pid);
-        sc_door_close(s);
+        sc_door_shut(s);
         return SC_E_BUSY;
     }
     sc_store32(&sc_header(s)->retired, 1);
     return 0;
+}
+
+int sc_retire(struct sc_segment *s, bool force, uint32_t *pid)
+{
+    sc_guard(s);
+    return (int)sc_unguard(s, retire(s, force, pid));
+}
+
+void sc_door_close(struct sc_segment *s)
+{
+    sc_guard(s);
+    sc_door_shut(s);
+    sc_unguard(s, 0);
 }
 
 static bool something_to_reap(const struct sc_segment *s)
@@ -231,8 +258,7 @@ int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r)
         sc_reap_dead(s, r);
         sc_end(s);
     }
-    sc_leave(s);
-    return rc;
+    return sc_leave(s, rc);
 }
 
 static uint32_t layouts_of(const struct sc_segment *s)
@@ -281,8 +307,7 @@ int64_t sc_layout_number(struct sc_segment *s, const char *spec, uint32_t spec_b
     int64_t number = find_layout(s, spec, spec_bytes);
     if (number == 0)
         number = add_layout(s, spec, spec_bytes, nbytes);
-    sc_leave(s);
-    return number;
+    return sc_leave(s, number);
 }
 
 int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *spec_bytes)
@@ -298,6 +323,5 @@ int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *
     else
         rc = SC_E_DAMAGED;
     *spec_bytes = bytes;
-    sc_leave(s);
-    return rc;
+    return sc_leave(s, rc);
 }

@@ -73,17 +73,33 @@ uint32_t sc_block_grow(const struct sc_segment *s, uint32_t block, uint32_t bloc
     return end - first >= n ? (uint32_t)first : SC_NO_SLOT;
 }
 
+static void set_owner(struct sc_segment *s, uint32_t block, uint32_t n, uint32_t slot)
+{
+    for (uint32_t b = block; b < block + n; b++)
+        sc_poke32(sc_owner(s, b), slot + 1); /* of SC_NO_SLOT: 0 */
+}
+
+uint32_t sc_block_owner(const struct sc_segment *s, uint32_t block) { return sc_peek32(sc_owner(s, block)) - 1; }
+
+bool sc_block_unowned(const struct sc_segment *s, uint32_t block, uint32_t n)
+{
+    for (uint32_t b = block; b < block + n; b++)
+        if (sc_block_owner(s, b) != SC_NO_SLOT)
+            return false;
+    return true;
+}
+
 void sc_block_use(struct sc_segment *s, uint32_t block, uint32_t n, uint32_t slot)
 {
     set_bits(sc_block_map(s), block, n, true);
-    for (uint32_t b = block; b < block + n; b++)
-        sc_poke32(sc_owner(s, b), slot);
+    set_owner(s, block, n, slot);
     sc_half *count = &sc_header(s)->free_blocks;
     sc_poke32(count, sc_peek32(count) - n);
 }
 
 void sc_block_free(struct sc_segment *s, uint32_t block, uint32_t n)
 {
+    set_owner(s, block, n, SC_NO_SLOT);
     set_bits(sc_block_map(s), block, n, false);
     sc_half *count = &sc_header(s)->free_blocks;
     if (sc_peek32(count) == 0) /* the only free ones: no search past the used */
@@ -122,6 +138,7 @@ void sc_maps_clear(struct sc_segment *s)
 {
     set_bits(sc_slot_map(s), 0, s->g.slots, false);
     set_bits(sc_block_map(s), 0, s->g.blocks, false);
+    set_owner(s, 0, s->g.blocks, SC_NO_SLOT);
     sc_poke32(&sc_header(s)->free_slots, s->g.slots);
     sc_poke32(&sc_header(s)->free_blocks, s->g.blocks);
     sc_poke32(&sc_header(s)->slot_cursor, 0);

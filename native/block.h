@@ -13,6 +13,10 @@ uint32_t sc_block_find(struct sc_segment *s, uint32_t n);
 uint32_t sc_block_grow(const struct sc_segment *s, uint32_t block, uint32_t blocks, uint32_t n);
 void sc_block_use(struct sc_segment *s, uint32_t block, uint32_t n, uint32_t slot);
 void sc_block_free(struct sc_segment *s, uint32_t block, uint32_t n);
+/* No slot has a block of this run, whatever the map of used blocks says. */
+bool sc_block_unowned(const struct sc_segment *s, uint32_t block, uint32_t n);
+/* The slot that has a block, or SC_NO_SLOT. */
+uint32_t sc_block_owner(const struct sc_segment *s, uint32_t block);
 bool sc_block_used(const struct sc_segment *s, uint32_t block);
 
 /* A FREE slot, or SC_NO_SLOT. */

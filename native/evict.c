@@ -5,22 +5,7 @@
 enum { RECENCY_US = 4000, EXACT_SLOTS = 1024, STALE_US = 100000 };
 #define PINNED UINT64_MAX
 
-/* READY -> EVICTING if nobody has a share; back to READY if somebody has. */
-static bool mark(struct sc_segment *s, uint32_t slot, bool force)
-{
-    sc_word *w = &sc_slot(s, slot)->state;
-    uint64_t state = sc_load(w), revoked = 0;
-    if (sc_state_of(state) != SC_READY || !sc_cas(w, &state, sc_with_state(state, SC_EVICTING)))
-        return false;
-    bool shared = sc_share_any(s, slot, sc_generation(state), force, &revoked);
-    sc_tally(s, SC_leases_revoked, force ? 0 : revoked);
-    if (!shared)
-        return true;
-    state = sc_with_state(state, SC_EVICTING);
-    sc_cas(w, &state, sc_with_state(state, SC_READY)); /* a reader may have been first */
-    return false;
-}
-
+/* EVICTING -> READY, unless a reader was first. */
 static void unmark(struct sc_segment *s, uint32_t slot)
 {
     sc_word *w = &sc_slot(s, slot)->state;
@@ -29,45 +14,74 @@ static void unmark(struct sc_segment *s, uint32_t slot)
         sc_cas(w, &state, sc_with_state(state, SC_READY));
 }
 
-/* What is derived from a slot that has just become FREE. A death in here is repaired by the next lock holder. */
-static void forget(struct sc_segment *s, uint32_t slot, bool indexed)
+/* READY -> EVICTING if nobody has a share; back to READY if somebody has. */
+static bool mark(struct sc_segment *s, uint32_t slot, bool force)
 {
-    const struct sc_slot *r = sc_slot(s, slot);
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w), expired = 0;
+    if (sc_state_of(state) != SC_READY || !sc_cas(w, &state, sc_with_state(state, SC_EVICTING)))
+        return false;
+    if (!sc_share_any(s, slot, sc_generation(state), force, &expired)) {
+        sc_tally(s, SC_leases_revoked, force ? 0 : expired);
+        return true;
+    }
+    unmark(s, slot);
+    return false;
+}
+
+/* What the slot of an object says of itself. False: it contradicts itself, and the next hold of the lock rebuilds. */
+static bool describe(struct sc_segment *s, uint32_t slot, uint64_t state, struct sc_object *o)
+{
+    bool sound = sc_slot_describe(s, slot, state, sc_peek(&sc_slot(s, slot)->hash), o);
+    if (!sound)
+        sc_poke32(&s->suspect, 1);
+    return sound;
+}
+
+/* What is derived from a slot that has just become FREE. A death in here is repaired by the next lock holder. */
+static void forget(struct sc_segment *s, const struct sc_object *o, bool indexed)
+{
     if (indexed)
-        sc_index_remove(s, sc_peek(&r->hash), slot);
-    sc_block_free(s, sc_peek32(&r->block), sc_peek32(&r->blocks));
-    sc_slot_free(s, slot);
+        sc_index_remove(s, o->hash, o->slot);
+    sc_block_free(s, (uint32_t)o->block, o->blocks);
+    sc_slot_free(s, o->slot);
 }
 
 /* EVICTING -> FREE. False: a reader called it off. */
-static bool finish(struct sc_segment *s, uint32_t slot)
+static bool finish(struct sc_segment *s, uint32_t slot, struct sc_object *o)
 {
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
-    if (sc_state_of(state) != SC_EVICTING || !sc_cas(w, &state, sc_freed(state)))
+    if (sc_state_of(state) != SC_EVICTING || !describe(s, slot, state, o) || !sc_cas(w, &state, sc_freed(state)))
         return false;
-    forget(s, slot, true);
+    forget(s, o, true);
     return true;
+}
+
+static bool take_away(struct sc_segment *s, uint32_t slot, bool force, struct sc_object *o)
+{
+    return mark(s, slot, force) && finish(s, slot, o);
 }
 
 bool sc_remove(struct sc_segment *s, uint32_t slot, bool force)
 {
     struct sc_object o;
-    if (!sc_slot_describe(s, slot, 0, &o))
-        return false;
-    return mark(s, slot, force) && finish(s, slot);
+    return take_away(s, slot, force, &o);
 }
 
-void sc_abort(struct sc_segment *s, uint32_t slot, uint64_t state)
+void sc_abort(struct sc_segment *s, uint32_t slot)
 {
+    sc_word *w = &sc_slot(s, slot)->state;
+    uint64_t state = sc_load(w);
     struct sc_object o;
-    if (!sc_slot_describe(s, slot, state, &o) || !sc_cas(&sc_slot(s, slot)->state, &state, sc_freed(state)))
-        return;
-    if (state & SC_DETACHED && sc_owner_of(state) < s->g.lanes) {
-        sc_half *detached = &sc_lane(s, sc_owner_of(state))->detached;
+    do {
+        if (sc_state_of(state) != SC_WRITING || !describe(s, slot, state, &o))
+            return;
+    } while (!sc_cas(w, &state, sc_freed(state)));
+    sc_half *detached = &sc_header(s)->detached;
+    if (state & SC_DETACHED)
         sc_poke32(detached, sc_peek32(detached) - (sc_peek32(detached) > 0));
-    }
-    forget(s, slot, !(state & SC_DETACHED));
+    forget(s, &o, !(state & SC_DETACHED));
 }
 
 static void tally_eviction(struct sc_segment *s, const struct sc_object *o)
@@ -79,14 +93,8 @@ static void tally_eviction(struct sc_segment *s, const struct sc_object *o)
 /* A share that would stop an eviction now. */
 static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
 {
-    uint32_t limit = sc_lane_limit(s);
-    for (uint32_t lane = 0; lane < limit; lane++) {
-        uint64_t word = sc_load(sc_share(s, lane, slot));
-        if (sc_generation(word) == sc_generation(state) &&
-            (sc_held(word) || (sc_reserved(word) && !sc_lease_over(s, slot))))
-            return true;
-    }
-    return false;
+    uint64_t expired = 0;
+    return sc_share_any(s, slot, sc_generation(state), false, &expired);
 }
 
 /* The SC_VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. Where the
@@ -122,7 +130,8 @@ static void find_victims(struct sc_segment *s)
         if (n == most && score >= v[0].score)
             continue;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        if (sc_state_of(state) != SC_READY || pinned(s, slot, state))
+        struct sc_object o;
+        if (sc_state_of(state) != SC_READY || pinned(s, slot, state) || !describe(s, slot, state, &o))
             continue;
         struct sc_victim it = {score, slot, sc_generation(state)};
         if (n < most) {
@@ -180,7 +189,7 @@ uint64_t sc_evict_one(struct sc_segment *s)
     for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
         struct sc_object o;
         s->victim_next++;
-        if (!sc_slot_describe(s, slot, 0, &o) || !sc_remove(s, slot, false))
+        if (!take_away(s, slot, false, &o))
             continue;
         tally_eviction(s, &o);
         return o.blocks * s->g.block_size;
@@ -200,7 +209,7 @@ static bool price(struct sc_segment *s)
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
-        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))
+        if (sc_state_of(state) == SC_FREE || !describe(s, slot, state, &o))
             continue;
         bool stays = sc_state_of(state) != SC_READY || pinned(s, slot, state);
         uint64_t cost = stays ? PINNED : (sc_peek(sc_score(s, slot)) | 1);
@@ -232,17 +241,12 @@ static uint32_t cheapest_run(struct sc_segment *s, uint32_t n)
 /* Calls f for each object in a run; stops at the first false and gives the block where that was. */
 static uint32_t each_object(struct sc_segment *s, uint32_t from, uint32_t end, bool (*f)(struct sc_segment *, uint32_t))
 {
-    for (uint32_t b = from; b < end;) {
-        uint32_t slot = sc_peek32(sc_owner(s, b));
-        if (!sc_block_used(s, b) || slot >= s->g.slots) {
-            b++;
-            continue;
-        }
-        const struct sc_slot *r = sc_slot(s, slot);
-        uint64_t past = (uint64_t)sc_peek32(&r->block) + sc_peek32(&r->blocks);
-        if (!f(s, slot))
+    uint32_t last = SC_NO_SLOT;
+    for (uint32_t b = from; b < end; b++) {
+        uint32_t slot = sc_block_owner(s, b);
+        if (slot != last && slot < s->g.slots && !f(s, slot))
             return b;
-        b = past > b ? (uint32_t)(past < end ? past : end) : b + 1;
+        last = slot;
     }
     return end;
 }
@@ -256,17 +260,17 @@ static bool unmark_one(struct sc_segment *s, uint32_t slot)
 static bool finish_one(struct sc_segment *s, uint32_t slot)
 {
     struct sc_object o;
-    if (sc_slot_describe(s, slot, 0, &o) && finish(s, slot))
+    if (finish(s, slot, &o))
         tally_eviction(s, &o);
     return true;
 }
 
 static void pin_object(struct sc_segment *s, uint32_t block)
 {
-    uint32_t slot = sc_peek32(sc_owner(s, block));
-    for (uint32_t b = block; b < s->g.blocks && sc_peek32(sc_owner(s, b)) == slot; b++)
+    uint32_t slot = sc_block_owner(s, block);
+    for (uint32_t b = block; b < s->g.blocks && sc_block_owner(s, b) == slot; b++)
         s->costs[b] = PINNED;
-    for (uint32_t b = block; b-- > 0 && sc_peek32(sc_owner(s, b)) == slot;)
+    for (uint32_t b = block; b-- > 0 && sc_block_owner(s, b) == slot;)
         s->costs[b] = PINNED;
 }
 
@@ -316,13 +320,16 @@ uint32_t sc_make_run(struct sc_segment *s, uint32_t n)
     /* The smallest score of all, if it and the free blocks beside it suffice, is the cheapest run there is. */
     for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
         struct sc_object o;
-        if (!sc_slot_describe(s, slot, 0, &o))
-            return SC_NO_SLOT;
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (!describe(s, slot, state, &o)) {
+            s->victim_next++;
+            continue;
+        }
         at = sc_block_grow(s, (uint32_t)o.block, o.blocks, n);
         if (at == SC_NO_SLOT)
             return search_run(s, n);
         s->victim_next++;
-        if (!sc_remove(s, slot, false))
+        if (!take_away(s, slot, false, &o))
             continue;
         tally_eviction(s, &o);
         return at;

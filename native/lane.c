@@ -41,6 +41,13 @@ enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
     return sc_load32(&l->role) == SC_ROLE_NONE ? SC_LANE_FREE : SC_LANE_VACANT;
 }
 
+uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane)
+{
+    const struct sc_lane *l = sc_lane(s, lane);
+    uint32_t bytes = sc_peek32(&l->group_bytes);
+    return sc_load32(&l->role) > SC_ROLE_PRIVATE ? sc_group_hash(l->group, bytes < SC_MAX_GROUP ? bytes : SC_MAX_GROUP) : 0;
+}
+
 int sc_door_open(struct sc_segment *s, uint64_t timeout_us)
 {
     uint64_t deadline = sc_now_us() + timeout_us;
@@ -59,7 +66,7 @@ int sc_door_open(struct sc_segment *s, uint64_t timeout_us)
     return 0;
 }
 
-void sc_door_close(struct sc_segment *s)
+void sc_door_shut(struct sc_segment *s)
 {
     sc_poke32(&sc_header(s)->door_pid, 0);
     struct flock f = door_byte(F_UNLCK);

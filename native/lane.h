@@ -23,8 +23,12 @@ struct sc_member { const char *group; uint32_t group_bytes; int32_t rank; uint32
 bool sc_lane_held(const struct sc_segment *s, uint32_t lane);
 enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane);
 
-/* Waits at most timeout_us. The caller must close the door again (sc_door_close). */
+/* A hash of the name of the lane's group; 0 for a lane without one. */
+uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane);
+
+/* Waits at most timeout_us. The caller must shut the door again. */
 int sc_door_open(struct sc_segment *s, uint64_t timeout_us);
+void sc_door_shut(struct sc_segment *s);
 
 /* In the door: locks a lane's byte for m and writes who it is; s->lane and s->incarnation are set.
  * On SC_E_LANE_IN_USE *pid is the owner's. 0: the row may hold what a predecessor left, reap it before use.

@@ -13,7 +13,7 @@
  *   geometry.index    2^index_bits * 8          index             derived from the slot table
  *   geometry.slot_map slots / 8                 used slots        derived
  *   geometry.block_map blocks / 8               used blocks       derived
- *   geometry.owners   blocks * 4                block -> slot     derived
+ *   geometry.owners   blocks * 4                block -> slot + 1, 0: nobody; derived
  *   geometry.backed   blocks / 8                blocks with memory behind them; bits are only ever set
  *   geometry.metadata                           the end of what every process maps; not a part
  *   geometry.payload  capacity                  region 0; at a multiple of 2 MiB
@@ -28,14 +28,13 @@
  *                             role and pid also the lane itself when it closes
  *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
  *   lane.reaped               arena lock; the lane itself when it closes
- *   lane.detached             arena lock
  *   lane.counters, gauges, histograms    that lane
  *   slot.state                see slot.h, which has the table of transitions
- *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter
+ *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter; seal: who publishes
  *   scores                    any lane, a plain store of a later time; a lost store costs recency only
  *   shares[l][s]              see share.h
  *   backed                    any lane, after it allocated the memory
- *   payload                   the owner lane of a WRITING slot, in that slot's blocks
+ *   payload                   the owner lane of a WRITING slot, or its several writers, in that slot's blocks
  */
 #ifndef SC_LAYOUT_H
 #define SC_LAYOUT_H
@@ -45,7 +44,7 @@
 #include "atomics.h"
 
 #define SC_MAGIC UINT64_C(0x45484341434d4853) /* "SHMCACHE" */
-#define SC_VERSION 1
+#define SC_VERSION 2
 
 #define SC_MAX_LANES 256
 #define SC_MAX_SLOTS (1u << 20)
@@ -101,7 +100,8 @@ struct sc_header {
     sc_half free_slots;
     sc_half block_cursor;           /* where the next search begins */
     sc_half slot_cursor;
-    uint8_t pad3[3176];
+    sc_half detached;               /* WRITING slots that left the index */
+    uint8_t pad3[3172];
 };
 
 /* Events that a lane counts, in its own cache lines: X(name). Python's Counters has the same names. */
@@ -154,7 +154,7 @@ struct sc_lane {
     sc_half world_size;
     sc_half group_bytes;
     sc_half pid;                    /* for people; 0 after a clean close */
-    sc_half detached;               /* WRITING slots of this lane that left the index */
+    uint32_t pad;
     sc_word started_ns;             /* Unix time of the taking, for people */
     char command[24];               /* for people */
     char group[SC_MAX_GROUP];
@@ -174,16 +174,16 @@ struct sc_layout {
 
 struct sc_slot {
     sc_word state;                  /* see slot.h */
-    sc_half key_bytes;
-    sc_half layout;                 /* 0: plain bytes; n: entry n - 1 of the layout table */
-    sc_half block;                  /* first block */
-    sc_half blocks;
+    sc_word seal;                   /* over all that a reader relies on: sc_seal in slot.h */
+    sc_half about;                  /* bytes of the key, and above 16 bits the layout: 0 for plain bytes, n for entry n - 1 */
+    sc_half block;                  /* the first of as many as nbytes need */
     sc_word nbytes;
     sc_word key[SC_MAX_KEY / 8];    /* zero-padded; a key of up to 32 bytes shares the state's cache line */
     sc_word hash;                   /* of the key */
     sc_word lease_until_us;         /* CLOCK_MONOTONIC after which unclaimed reserved shares may be revoked */
     sc_word reserved_us;            /* CLOCK_MONOTONIC of reserve_write */
-    uint64_t pad;
+    sc_half writers;                /* how many lanes fill it together; 1: its owner alone */
+    sc_half group;                  /* of several writers: hash of the group they belong to */
 };
 
 _Static_assert(sizeof(struct sc_header) == 4096, "header is one page");

@@ -1,5 +1,6 @@
 /* read.c - everything about shares that takes no lock: lookup, read and release, grant and give back. */
 #include "arena.h"
+#include "guard.h"
 
 void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32_t from, uint32_t n,
                   enum sc_fetch fetch, struct sc_key *out)
@@ -54,8 +55,7 @@ int64_t sc_lookup(struct sc_segment *s, const char *data, uint32_t width, const 
     }
     sc_tally(s, SC_lookup_hits, found);
     sc_tally(s, SC_lookup_misses, found < n);
-    sc_leave(s);
-    return found;
+    return sc_leave(s, found);
 }
 
 /* Runs f on every key; f gives the status. Slots that f reports are touched where touch is set. Inlined, so that each
@@ -86,8 +86,7 @@ static inline __attribute__((always_inline)) int64_t each_key(struct sc_segment 
         if (touch)
             sc_touch(s, slots, m, from, &now);
     }
-    sc_leave(s);
-    return ok;
+    return sc_leave(s, ok);
 }
 
 static enum sc_status visit_status(struct sc_segment *s, const struct sc_key *k, void *arg, uint32_t *slot)
@@ -130,12 +129,13 @@ static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int fla
         if (t == SC_GONE)
             continue;
         *claims += t == SC_CLAIMED;
-        if (sc_slot_describe(s, *slot, state, &o)) {
+        if (sc_slot_describe(s, *slot, state, k->hash, &o)) {
             sc_ref_fill(s, &o, state & SC_TEMPORARY, ref);
             return SC_OK;
         }
         sc_share_release(s, *slot, sc_generation(state));
-        return SC_NOT_FOUND; /* the slot is damaged; verify says so, and a rebuild frees it */
+        sc_poke32(&s->suspect, 1);
+        return SC_NOT_FOUND; /* the slot is damaged */
     }
     return SC_NOT_FOUND;
 }
@@ -146,6 +146,8 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
+    if (!sc_whole(s))
+        return sc_leave(s, SC_E_DAMAGED);
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
     struct sc_key k[SC_CHUNK];
     uint32_t slots[SC_CHUNK], hits = 0, misses = 0, claims = 0;
@@ -179,8 +181,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
         sc_tally(s, SC_read_misses, misses);
         sc_tally(s, SC_claims, claims);
     }
-    sc_leave(s);
-    return hits;
+    return sc_leave(s, hits);
 }
 
 void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation)
@@ -207,8 +208,7 @@ int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
             sc_drop_temporary(s, refs[i].slot, refs[i].generation);
     }
     sc_tally(s, SC_releases, (uint64_t)released);
-    sc_leave(s);
-    return released;
+    return sc_leave(s, released);
 }
 
 void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks)

@@ -1,13 +1,21 @@
 #include "recover.h"
 
+/* Of several writers of a slot, one whose part is done leaves it done. */
+static bool stays(uint64_t word, uint64_t state)
+{
+    return sc_generation(word) == sc_generation(state) && sc_state_of(state) == SC_WRITING && sc_stage(word) != SC_STAGE_NONE;
+}
+
 static void take_shares(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
 {
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         sc_word *w = sc_share(s, lane, slot);
-        if (sc_peek(w) == 0)
+        uint64_t word = sc_peek(w), state = sc_load(&sc_slot(s, slot)->state);
+        if (word == 0 || stays(word, state))
             continue;
-        uint64_t old = sc_swap(w, 0), state = sc_load(&sc_slot(s, slot)->state);
-        if (sc_generation(old) != sc_generation(state) || !(old & 0xffffffff))
+        uint64_t old = sc_swap(w, 0);
+        state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_generation(old) != sc_generation(state) || !sc_has_shares(old))
             continue;
         r->shares += sc_held(old) + sc_reserved(old);
         if (state & SC_TEMPORARY && sc_state_of(state) == SC_READY)
@@ -17,20 +25,16 @@ static void take_shares(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
 
 static void take_writes(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
 {
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        if (sc_state_of(state) != SC_WRITING || sc_owner_of(state) != lane)
-            continue;
-        sc_abort(s, slot, state);
-        r->writes++;
-    }
+    for (uint32_t slot = 0; slot < s->g.slots; slot++)
+        if (sc_state_of(sc_load(&sc_slot(s, slot)->state)) == SC_WRITING)
+            r->writes += sc_abandon(s, slot, lane);
 }
 
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r)
 {
     struct sc_reaped before = *r;
-    take_shares(s, lane, r);
     take_writes(s, lane, r);
+    take_shares(s, lane, r);
     if (lane == s->lane)
         return; /* alive: what it leaves is yet to come */
     sc_store32(&sc_lane(s, lane)->reaped, incarnation);
@@ -50,29 +54,45 @@ bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
     return true;
 }
 
+/* What no death leaves, but writers that never came: room that nobody will use. */
+static bool take_overdue(struct sc_segment *s, struct sc_reaped *r)
+{
+    uint64_t now = sc_now_us(), writes = r->writes;
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_state_of(state) == SC_WRITING && sc_overdue(s, slot, state, now))
+            r->writes += sc_detach(s, slot);
+    }
+    return r->writes > writes;
+}
+
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r)
 {
-    bool any = false;
+    bool any = take_overdue(s, r);
     for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
         any = sc_reap_if_dead(s, lane, r) || any;
     return any;
 }
 
-static bool sound(const struct sc_segment *s, uint32_t slot, uint64_t state)
+/* The slot agrees with itself, and with those before it. */
+static bool sound(const struct sc_segment *s, uint32_t slot, uint64_t state, struct sc_object *o)
 {
     const struct sc_slot *r = sc_slot(s, slot);
-    struct sc_object o;
     struct sc_key k;
-    uint32_t bytes = sc_peek32(&r->key_bytes);
-    if (!sc_slot_describe(s, slot, state, &o) || bytes == 0 || bytes > SC_MAX_KEY || sc_owner_of(state) >= s->g.lanes)
+    uint32_t bytes = sc_peek32(&r->about) & 0xffff, writers = sc_peek32(&r->writers);
+    if (bytes == 0 || bytes > SC_MAX_KEY || writers == 0 || writers > SC_MAX_LANES || sc_owner_of(state) >= s->g.lanes)
         return false;
     sc_key_load(&k, (const void *)r->key, bytes, s->seed);
-    if (k.hash != sc_peek(&r->hash))
-        return false;
-    for (uint64_t b = o.block; b < o.block + o.blocks; b++)
-        if (sc_block_used(s, (uint32_t)b))
-            return false;
-    return true;
+    return k.hash == sc_peek(&r->hash) && sc_slot_describe(s, slot, state, k.hash, o) &&
+           sc_block_unowned(s, (uint32_t)o->block, o->blocks);
+}
+
+/* Whoever was writing it is gone. Of several writers the dead are found when they are reaped. */
+static bool nobodys(const struct sc_segment *s, uint32_t slot, uint64_t state, const bool *dead)
+{
+    if (sc_collective(s, slot) && !(state & SC_SEALED))
+        return sc_forsaken(s, slot, state);
+    return sc_owner_of(state) < s->g.lanes && dead[sc_owner_of(state)];
 }
 
 /* One slot's part in the maps. */
@@ -84,37 +104,36 @@ static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
         state = sc_with_state(state, SC_READY);
     if (sc_state_of(state) == SC_FREE)
         return;
-    bool abandoned = sc_state_of(state) == SC_WRITING && sc_owner_of(state) < s->g.lanes && dead[sc_owner_of(state)];
-    if (abandoned || sc_state_of(state) > SC_EVICTING || !sound(s, slot, state)) {
+    bool abandoned = sc_state_of(state) == SC_WRITING && nobodys(s, slot, state, dead);
+    struct sc_object o;
+    if (abandoned || sc_state_of(state) > SC_EVICTING || !sound(s, slot, state, &o)) {
         /* A live writer may publish at this moment; then its object stays, and is looked at once more. */
         if (sc_cas(&t->state, &state, sc_freed(state))) {
             r->writes += abandoned;
             return;
         }
-        if (!sound(s, slot, state))
+        if (!sound(s, slot, state, &o))
             return;
     }
-    sc_block_use(s, sc_peek32(&t->block), sc_peek32(&t->blocks), slot);
+    sc_block_use(s, (uint32_t)o.block, o.blocks, slot);
     sc_slot_use(s, slot);
-    if (sc_state_of(state) == SC_WRITING && state & SC_DETACHED) {
-        sc_half *detached = &sc_lane(s, sc_owner_of(state))->detached;
-        sc_poke32(detached, sc_peek32(detached) + 1);
-    }
+    if (sc_state_of(state) == SC_WRITING && state & SC_DETACHED)
+        sc_poke32(&sc_header(s)->detached, sc_peek32(&sc_header(s)->detached) + 1);
 }
 
 void sc_recover(struct sc_segment *s, struct sc_reaped *r)
 {
     bool dead[SC_MAX_LANES] = {false};
-    for (uint32_t lane = 0; lane < s->g.lanes; lane++) {
+    for (uint32_t lane = 0; lane < s->g.lanes; lane++)
         dead[lane] = !sc_lane_held(s, lane);
-        sc_poke32(&sc_lane(s, lane)->detached, 0);
-    }
+    sc_poke32(&sc_header(s)->detached, 0);
     sc_maps_clear(s);
     uint64_t writes = r->writes;
     for (uint32_t slot = 0; slot < s->g.slots; slot++)
         recount(s, slot, dead, r);
     sc_index_rebuild(s);
     s->victim_count = s->victim_next = 0;
+    sc_poke32(&s->suspect, 0);
     sc_tally(s, SC_reaped_writes, r->writes - writes);
     sc_tally(s, SC_rebuilds, 1);
 }
@@ -122,11 +141,13 @@ void sc_recover(struct sc_segment *s, struct sc_reaped *r)
 int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r)
 {
     int rc = sc_lock_take(s, timeout_us);
-    if (rc < 0 || !s->stolen)
+    if (rc < 0)
         return rc;
-    sc_tally(s, SC_lock_steals, 1);
-    sc_recover(s, r);
-    r->lock = 1;
+    /* Who holds the lock is the only one that rebuilds: that somebody else is in the midst of it is a lie, or a death. */
+    sc_tally(s, SC_lock_steals, s->stolen);
+    if (s->stolen || sc_peek32(&s->suspect) || sc_peek(&sc_header(s)->index_seq) & 1)
+        sc_recover(s, r);
+    r->lock += s->stolen;
     s->stolen = false;
     return 0;
 }

@@ -11,8 +11,8 @@
 #ifndef SC_RECOVER_H
 #define SC_RECOVER_H
 
-#include "evict.h"
 #include "lock.h"
+#include "writers.h"
 
 /* Takes the arena lock, repairing what a dead holder left. SC_E_BUSY after timeout_us. */
 int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r);
@@ -22,7 +22,7 @@ void sc_end(struct sc_segment *s);
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r);
 /* Reaps a lane that is dead and not reaped. False: it is not. */
 bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
-/* The same for every lane. False: there was none. */
+/* The same for every lane, and for writes that waited in vain for more writers. False: there was none. */
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);
 
 /* Rebuilds all that is derived from the slot table. A slot that contradicts itself or another is freed. */

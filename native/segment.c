@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "segment.h"
+#include "guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#define LONGEST_US UINT64_C(1000000000000000) /* as config.py allows */
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -64,18 +66,10 @@ uint64_t sc_now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-/* FNV-1a: not against malice, against stray stores and foreign files. */
-static uint64_t fnv(uint64_t h, const void *data, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        h = (h ^ ((const uint8_t *)data)[i]) * UINT64_C(0x100000001b3);
-    return h;
-}
-
 uint64_t sc_checksum(const struct sc_header *h)
 {
-    uint64_t sum = fnv(UINT64_C(0xcbf29ce484222325), h, offsetof(struct sc_header, checksum));
-    return fnv(sum, &h->fingerprint_bytes, sizeof h->fingerprint_bytes + sizeof h->reserved1 + SC_MAX_FINGERPRINT);
+    uint64_t sum = sc_fnv(UINT64_C(0xcbf29ce484222325), h, offsetof(struct sc_header, checksum));
+    return sc_fnv(sum, &h->fingerprint_bytes, sizeof h->fingerprint_bytes + sizeof h->reserved1 + SC_MAX_FINGERPRINT);
 }
 
 /* Copies the constant part out first, so that what is checked is what is used. */
@@ -92,6 +86,8 @@ static int check(int fd, struct sc_segment *s)
     if (h.checksum != sc_checksum(&h) || h.fingerprint_bytes > SC_MAX_FINGERPRINT)
         return SC_E_DAMAGED;
     if (sc_plan(h.capacity, h.block_size, h.slots, h.lanes, &s->g) < 0)
+        return SC_E_DAMAGED;
+    if (h.read_lease_us > LONGEST_US || h.write_lease_us > LONGEST_US || h.lock_timeout_us > LONGEST_US)
         return SC_E_DAMAGED;
     if ((uint64_t)st.st_size != s->g.segment_bytes)
         return SC_E_DAMAGED;
@@ -156,6 +152,7 @@ static void registry_remove(struct sc_segment *s)
 int sc_segment_open(int fd, bool writable, struct sc_segment *s)
 {
     s->lock_fd = -1;
+    sc_guard_install();
     int rc = check(fd, s);
     if (rc < 0)
         return rc;
@@ -194,14 +191,20 @@ int sc_enter(struct sc_segment *s)
 {
     /* Counted before the look at closed; sc_close stores closed before it looks at users. */
     sc_add32(&s->users, 1);
+    sc_guard(s);
     int rc = 0;
     if (sc_load32(&s->closed))
         rc = SC_E_CLOSED;
+    else if (sc_load32(&s->damaged))
+        rc = SC_E_DAMAGED;
     else if (s->lane != SC_NO_SLOT && sc_peek32(&sc_lane(s, s->lane)->incarnation) != s->incarnation)
         rc = SC_E_FENCED;
-    if (rc < 0)
-        sc_leave(s);
-    return rc;
+    return rc < 0 ? (int)sc_leave(s, rc) : 0;
 }
 
-void sc_leave(struct sc_segment *s) { sc_sub32(&s->users, 1); }
+int64_t sc_leave(struct sc_segment *s, int64_t rc)
+{
+    rc = sc_unguard(s, rc);
+    sc_sub32(&s->users, 1);
+    return rc;
+}

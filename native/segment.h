@@ -24,11 +24,14 @@ struct sc_segment {
                                     closing it in a forked child lets go of all the child inherited */
 
     /* set by sc_join */
-    uint32_t lane, incarnation, world_size;
+    uint32_t lane, incarnation, world_size, group; /* group: a hash of its name */
     uint16_t rank_lanes[SC_MAX_LANES];
     pthread_mutex_t mutex;       /* the threads of this process take turns at the arena lock */
     sc_half users;               /* threads inside the core */
     sc_half closed;              /* 1: closed; 2: forked */
+    sc_half damaged;             /* the file was cut under its mapping: guard.h */
+    sc_half suspect;             /* something contradicted itself: rebuild at the next hold of the arena lock */
+    sc_half lane_limit;          /* the highest that this process has seen in the header */
     bool stolen;                 /* the lock just taken was a dead holder's: recover before use */
 
     /* scratch of evict.c, guarded by the arena lock */
@@ -43,9 +46,10 @@ struct sc_segment {
 
 int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g);
 
-/* Passes unless the segment is closed, forked or fenced; sc_leave after. */
+/* Passes unless the segment is closed, forked, fenced or cut; sc_leave after, which gives rc, or SC_E_DAMAGED where the
+ * segment was cut meanwhile (guard.h). */
 int sc_enter(struct sc_segment *s);
-void sc_leave(struct sc_segment *s);
+int64_t sc_leave(struct sc_segment *s, int64_t rc);
 
 uint64_t sc_now_us(void);
 uint64_t sc_checksum(const struct sc_header *h);
@@ -80,17 +84,33 @@ static inline sc_half *sc_owner(const struct sc_segment *s, uint32_t block)
     return (sc_half *)(s->base + s->g.owners) + block;
 }
 
-/* Lanes that may hold shares: never more than the table has, whatever the header says. */
+/* Lanes that may hold shares: never more than the table has, nor fewer than there were, whatever the header says. */
 static inline uint32_t sc_lane_limit(const struct sc_segment *s)
 {
-    uint32_t n = sc_load32(&sc_header(s)->lane_limit);
-    return n < s->g.lanes ? n : s->g.lanes;
+    uint32_t n = sc_load32(&sc_header(s)->lane_limit), most = sc_peek32(&s->lane_limit);
+    if (n > s->g.lanes)
+        n = s->g.lanes;
+    if (n > most)
+        sc_poke32((sc_half *)&s->lane_limit, n); /* what one remembers changes nothing that others see */
+    return n > most ? n : most;
 }
 
 /* The run of blocks of a slot lies in region 0 and holds its bytes. */
 static inline bool sc_run_ok(const struct sc_segment *s, uint64_t block, uint64_t blocks, uint64_t nbytes)
 {
     return blocks > 0 && block + blocks <= s->g.blocks && nbytes > 0 && nbytes <= blocks * s->g.block_size;
+}
+
+/* FNV-1a: not against malice, against stray stores and foreign files. */
+static inline uint64_t sc_fnv(uint64_t h, const void *data, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ ((const uint8_t *)data)[i]) * UINT64_C(0x100000001b3);
+    return h;
+}
+static inline uint32_t sc_group_hash(const char *group, uint32_t group_bytes)
+{
+    return (uint32_t)(sc_fnv(UINT64_C(0xcbf29ce484222325), group, group_bytes) >> 32) | 1;
 }
 
 static inline void sc_tally(struct sc_segment *s, enum sc_counter c, uint64_t n)

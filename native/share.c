@@ -1,9 +1,9 @@
 #include "share.h"
 
-/* The word counts shares of a later object than this generation's. */
+/* The word is of a later object than this generation's. */
 static bool later(uint64_t word, uint32_t generation)
 {
-    return (word & 0xffffffff) && (int32_t)(sc_generation(word) - generation) > 0;
+    return (uint32_t)word && (int32_t)(sc_generation(word) - generation) > 0;
 }
 
 bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation)
@@ -34,7 +34,7 @@ enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, 
             return SC_GONE;
         bool same = sc_generation(old) == generation;
         claimed = !fresh && same && sc_reserved(old) > 0;
-        if (same && sc_held(old) == SC_SHARE_MAX)
+        if (same && sc_held(old) == SC_HELD_MAX)
             return SC_SATURATED;
         new = claimed ? old - (UINT64_C(1) << 16) + 1 : same ? old + 1 : sc_share_word(generation, 0, 1);
     } while (!sc_cas(w, &old, new));
@@ -55,24 +55,19 @@ bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation)
     return true;
 }
 
-/* Adds reserved shares to a word; false: late, or too many. */
-static bool add_reserved(sc_word *w, uint32_t generation, uint32_t n)
+bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
 {
+    sc_word *w = sc_share(s, lane, slot);
     uint64_t old = sc_peek(w), new;
     do {
         if (later(old, generation))
             return false;
         bool same = sc_generation(old) == generation;
-        if (same && sc_reserved(old) + n > SC_SHARE_MAX)
+        if (same && sc_reserved(old) == SC_RESERVED_MAX)
             return false;
-        new = same ? old + ((uint64_t)n << 16) : sc_share_word(generation, n, 0);
+        new = same ? old + (UINT64_C(1) << 16) : sc_share_word(generation, 1, 0);
     } while (!sc_cas(w, &old, new));
     return true;
-}
-
-bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
-{
-    return add_reserved(sc_share(s, lane, slot), generation, 1);
 }
 
 bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation)
@@ -98,39 +93,16 @@ static bool stops(const struct sc_segment *s, uint32_t slot, uint64_t word, uint
            (sc_held(word) || (sc_reserved(word) && !force && !sc_lease_over(s, slot)));
 }
 
-/* Takes the reserved shares of one lane; false: it holds one, or the lease runs. */
-static bool revoke(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked)
-{
-    sc_word *w = sc_share(s, lane, slot);
-    uint64_t word = sc_load(w);
-    for (;;) {
-        if (sc_generation(word) != generation || !(word & 0xffffffff))
-            return true;
-        if (stops(s, slot, word, generation, force))
-            return false;
-        if (!sc_cas(w, &word, sc_share_word(generation, 0, 0)))
-            continue;
-        /* The word may look the same after one share was taken back and another granted: then the lease runs. */
-        if (!force && !sc_lease_over(s, slot)) {
-            add_reserved(w, generation, sc_reserved(word));
-            return false;
-        }
-        *revoked += sc_reserved(word);
-        return true;
-    }
-}
-
-bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked)
+bool sc_share_any(const struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *expired)
 {
     /* The limit is read after the mark: a lane that raised it later looks at the state word later still. */
     uint32_t limit = sc_lane_limit(s);
-    for (uint32_t lane = 0; lane < limit; lane++)
-        if (stops(s, slot, sc_load(sc_share(s, lane, slot)), generation, force))
+    for (uint32_t lane = 0; lane < limit; lane++) {
+        uint64_t word = sc_load(sc_share(s, lane, slot));
+        if (stops(s, slot, word, generation, force))
             return true;
-    /* Only now, when nothing else is in the way, are reserved shares taken. */
-    for (uint32_t lane = 0; lane < limit; lane++)
-        if (!revoke(s, lane, slot, generation, force, revoked))
-            return true;
+        *expired += sc_generation(word) == generation ? sc_reserved(word) : 0;
+    }
     return false;
 }
 
@@ -139,7 +111,7 @@ bool sc_share_none(const struct sc_segment *s, uint32_t slot, uint32_t generatio
     uint32_t limit = sc_lane_limit(s);
     for (uint32_t lane = 0; lane < limit; lane++) {
         uint64_t word = sc_load(sc_share(s, lane, slot));
-        if (sc_generation(word) == generation && (word & 0xffffffff))
+        if (sc_generation(word) == generation && sc_has_shares(word))
             return false;
     }
     return true;

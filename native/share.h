@@ -1,7 +1,7 @@
 /* share.h - share words: one a lane and slot, in the lane's own row.
  *
- *   63          32 31       16 15    0
- *   | generation  | reserved  | held |
+ *   63          32 31       16 15   14 13    0
+ *   | generation  | reserved  | stage | held |
  *
  *   change             by whom                                    how: by compare-and-swap
  *   held + 1           the lane's process                         takes a fresh share
@@ -9,24 +9,35 @@
  *   held - 1           the lane's process                         releases, or undoes
  *   reserved - 1       the lane's process; any controller         finish_read; cancel_read
  *   reserved + 1       any lane                                   grants
- *   reserved -> 0      holder of the arena lock                   after the lease, or by force
+ *   stage              the lane's process; when it gave up or     its part in a write by several lanes: writers.h
+ *                      died, the holder of the arena lock
  *   word -> 0          holder of the arena lock                   reaps the dead, or itself at close (swap)
  *
- * A word of another generation than the slot's counts as zero. A word's generation never goes back: who finds a
- * later one than its own is late, and its object is gone.
+ * A word of another generation than the slot's counts as zero, and so shares end with their object: nobody takes an
+ * expired reserved share out of a word. A word's generation never goes back: who finds a later one than its own is
+ * late, and its object is gone.
  *
  * A share protects once it is in the word and the state word, looked at afterwards, still is READY (or EVICTING,
- * set back to READY) with its generation. The evictor marks EVICTING first and reads the words second; both sides
- * are sequentially consistent, so one of the two sees the other.
+ * set back to READY) with its generation. The evictor marks EVICTING first, reads the words second, and frees by
+ * compare-and-swap; all are sequentially consistent, so one of the two sees the other, also where the share is a claim
+ * or a new grant of a reserved share that the evictor found expired.
  */
 #ifndef SC_SHARE_H
 #define SC_SHARE_H
 
 #include "index.h"
 
-enum { SC_SHARE_MAX = 0xffff };
-static inline uint32_t sc_held(uint64_t word) { return (uint32_t)word & 0xffff; }
-static inline uint32_t sc_reserved(uint64_t word) { return (uint32_t)(word >> 16) & 0xffff; }
+enum { SC_RESERVED_MAX = 0xffff, SC_HELD_MAX = 0x3fff };
+enum sc_stage { SC_STAGE_NONE = 0, SC_STAGE_WRITING = 1, SC_STAGE_DONE = 2 };
+
+static inline uint32_t sc_held(uint64_t word) { return (uint32_t)word & SC_HELD_MAX; }
+static inline uint32_t sc_reserved(uint64_t word) { return (uint32_t)(word >> 16) & SC_RESERVED_MAX; }
+static inline bool sc_has_shares(uint64_t word) { return sc_held(word) || sc_reserved(word); }
+static inline enum sc_stage sc_stage(uint64_t word) { return (enum sc_stage)(word >> 14 & 3); }
+static inline uint64_t sc_with_stage(uint64_t word, enum sc_stage stage)
+{
+    return (word & ~(UINT64_C(3) << 14)) | (uint64_t)stage << 14;
+}
 static inline uint64_t sc_share_word(uint32_t generation, uint32_t reserved, uint32_t held)
 {
     return (uint64_t)generation << 32 | (uint64_t)reserved << 16 | held;
@@ -48,9 +59,9 @@ bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation);
 
 /* Nobody was granted a share of the slot's object within the read lease. */
 bool sc_lease_over(const struct sc_segment *s, uint32_t slot);
-/* Under the arena lock, the slot being EVICTING: true if a lane has a share of it. Reserved shares whose lease is over, or
- * all of them with force, are taken; how many is added to *revoked. */
-bool sc_share_any(struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *revoked);
+/* Under the arena lock, the slot being EVICTING: true if a lane has a share that keeps it. Reserved shares whose lease is
+ * over do not, nor any with force: how many there are is added to *expired. */
+bool sc_share_any(const struct sc_segment *s, uint32_t slot, uint32_t generation, bool force, uint64_t *expired);
 /* Just a look: no lane has any share. */
 bool sc_share_none(const struct sc_segment *s, uint32_t slot, uint32_t generation);
 

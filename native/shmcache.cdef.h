@@ -18,7 +18,8 @@ enum sc_error {
     SC_E_WORLD_SIZE = -9,  /* the live members of the group state another world_size */
     SC_E_RETIRED = -10,    /* the segment lost its name before the door was passed */
     SC_E_LAYOUTS = -11,    /* the layout table is full */
-    SC_E_FENCED = -12      /* the lane's lock was lost and another process took the lane */
+    SC_E_FENCED = -12,     /* the lane's lock was lost and another process took the lane */
+    SC_E_UNLIKE = -13      /* a key is being written by this group on other terms: SC_UNLIKE; nothing stays reserved */
 };
 
 enum sc_status {
@@ -30,7 +31,9 @@ enum sc_status {
     SC_NO_SHARE = 5,
     SC_LOCKED = 6,
     SC_NOT_OWNER = 7,
-    SC_LOST = 8
+    SC_LOST = 8,
+    SC_PART = 9,           /* SC_OK, but of several writers others are to come: the object is not published yet */
+    SC_UNLIKE = 10         /* this group is writing the key, with other writers, nbytes, layout or temporary */
 };
 
 /* What an arena is made of. Leases in microseconds. */
@@ -105,9 +108,10 @@ int sc_close(struct sc_segment *s);
 int sc_retire(struct sc_segment *s, bool force, uint32_t *pid);
 void sc_door_close(struct sc_segment *s);
 
-/* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. */
+/* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. writers: how many lanes of the group fill
+ * each object together, 1 to the group's world_size. */
 int64_t sc_reserve_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, uint32_t writers,
                          struct sc_ref *refs);
 /* Of refs, those whose status is SC_OK. Others get their own status again. */
 int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status);
@@ -152,9 +156,11 @@ int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *
 int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r);
 int64_t sc_verify(struct sc_segment *s, char *report, uint64_t report_bytes);
 void sc_get_info(struct sc_segment *s, struct sc_info *info);
-void sc_count_objects(const struct sc_segment *s, struct sc_info *info);
+void sc_count_objects(struct sc_segment *s, struct sc_info *info);
 void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
 uint32_t sc_own_lane(const struct sc_segment *s);
+/* SC_E_DAMAGED where the file was found cut under its mapping, so that what the last calls told is worth nothing. */
+int sc_intact(const struct sc_segment *s);
 
 /* The statistics of this process's lane: a note adds value to a counter or a gauge, or one time of value microseconds to
  * a histogram, by its number. After sc_close nothing happens. */

@@ -1,11 +1,13 @@
 /* slot.h - the state word of a slot, and the key in it.
  *
- *   63          32 31        16 15     5  4          3         2     0
- *   | generation  | owner lane |   0    | temporary | detached | state |
+ *   63          32 31        16 15     6   5        4           3          2     0
+ *   | generation  | owner lane | asked   | sealed | temporary | detached | state |
  *
  *   transition                    by whom                                              how
  *   FREE(g)     -> WRITING(g)     holder of the arena lock, for itself (the owner)     store, release
- *   WRITING(g)  -> WRITING(g)+detached   holder of the arena lock, after the lease     compare-and-swap
+ *   WRITING(g)  -> +detached      holder of the arena lock: the lease is over, or one   compare-and-swap
+ *                                 of several writers gave up or died
+ *   WRITING(g)  -> +asked, +sealed   one of several writers; see writers.h             compare-and-swap
  *   WRITING(g)  -> READY(g)       the owner; no lock                                   compare-and-swap
  *   WRITING(g)  -> FREE(g+1)      holder of the arena lock, for the owner or the dead  compare-and-swap
  *   READY(g)    -> EVICTING(g)    holder of the arena lock                             compare-and-swap
@@ -16,6 +18,10 @@
  * The other fields of a slot are filled while it is FREE and constant until it is FREE again. A reader without
  * a share reads them between two looks at the state word and keeps them only if the generation stayed; one with
  * a share may rely on them. Who reuses a slot fences (release) between the new generation and the new fields.
+ *
+ * The seal is a checksum that ties them to the key, the slot and the generation, so that stray stores into the table
+ * give no bytes of another object. It is another one while the object is written: who publishes changes it, just before
+ * the state. A slot whose seal is broken is served to nobody, and freed by the next rebuild (sc_recover).
  */
 #ifndef SC_SLOT_H
 #define SC_SLOT_H
@@ -27,11 +33,15 @@
 enum sc_state { SC_FREE = 0, SC_WRITING = 1, SC_READY = 2, SC_EVICTING = 3 };
 #define SC_DETACHED (UINT64_C(1) << 3)
 #define SC_TEMPORARY (UINT64_C(1) << 4)
+#define SC_SEALED (UINT64_C(1) << 5)
+#define SC_ASKED (UINT64_C(0x3ff) << 6)
 
 static inline enum sc_state sc_state_of(uint64_t word) { return (enum sc_state)(word & 7); }
 static inline uint32_t sc_generation(uint64_t word) { return (uint32_t)(word >> 32); }
 static inline uint32_t sc_owner_of(uint64_t word) { return (uint32_t)(word >> 16) & 0xffff; }
 static inline uint64_t sc_with_state(uint64_t word, enum sc_state state) { return (word & ~UINT64_C(7)) | state; }
+static inline uint32_t sc_asked(uint64_t word) { return (uint32_t)(word >> 6) & 0x3ff; }
+static inline uint64_t sc_published(uint64_t word) { return sc_with_state(word & ~(SC_ASKED | SC_SEALED), SC_READY); }
 static inline uint64_t sc_freed(uint64_t word) { return (uint64_t)(sc_generation(word) + 1) << 32; }
 static inline uint64_t sc_writing(uint64_t word, uint32_t owner, uint64_t flags)
 {
@@ -70,7 +80,7 @@ static inline void sc_key_load(struct sc_key *k, const void *data, uint32_t byte
 /* Valid only if the generation is the same before and after. */
 static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
 {
-    if (sc_peek32(&slot->key_bytes) != k->bytes)
+    if ((sc_peek32(&slot->about) & 0xffff) != k->bytes)
         return false;
     for (uint32_t i = 0; i < (k->bytes + 7) / 8; i++)
         if (sc_peek(&slot->key[i]) != k->words[i])
@@ -79,19 +89,32 @@ static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
 }
 
 /* What a reader gets to know of an object it has a share of. */
-struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes; };
+struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes, hash; };
 
-/* Bounds-checks what the slot says. */
-static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, uint64_t state, struct sc_object *o)
+static inline uint64_t sc_seal(const struct sc_object *o, uint32_t about, bool ready)
+{
+    uint64_t h = sc_mix(o->hash ^ ((uint64_t)o->generation << 32 | o->slot), UINT64_C(0x9fb21c651e98df25) ^ o->nbytes);
+    return sc_mix(h ^ (o->block << 32 | about), ready ? UINT64_C(0xa0761d6478bd642f) : UINT64_C(0xe7037ed1a0b428db));
+}
+
+/* Bounds-checks what the slot says, and whether it says so of this hash and generation. hash: of the key that was asked
+ * for, or what the slot has. A publisher may have changed the seal and not yet the state. */
+static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, uint64_t state, uint64_t hash,
+                                    struct sc_object *o)
 {
     const struct sc_slot *r = sc_slot(s, slot);
-    o->slot = slot;
-    o->generation = sc_generation(state);
-    o->layout = sc_peek32(&r->layout);
-    o->block = sc_peek32(&r->block);
-    o->blocks = sc_peek32(&r->blocks);
-    o->nbytes = sc_peek(&r->nbytes);
-    return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS;
+    uint32_t about = sc_peek32(&r->about);
+    uint64_t seal = sc_peek(&r->seal), nbytes = sc_peek(&r->nbytes);
+    uint32_t blocks = nbytes <= s->g.capacity ? (uint32_t)((nbytes + s->g.block_size - 1) / s->g.block_size) : 0;
+    *o = (struct sc_object){slot, sc_generation(state), about >> 16, blocks, sc_peek32(&r->block), nbytes, hash};
+    return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS &&
+           (seal == sc_seal(o, about, true) || (sc_state_of(state) == SC_WRITING && seal == sc_seal(o, about, false)));
+}
+
+/* Several lanes fill this slot together. */
+static inline bool sc_collective(const struct sc_segment *s, uint32_t slot)
+{
+    return sc_peek32(&sc_slot(s, slot)->writers) > 1;
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* stats.c - what an arena says of itself to somebody who only looks (no lock, no lane, no store), and what a lane notes
  * about itself. */
 #include "arena.h"
+#include "guard.h"
 
 #define X(name) #name,
 static const char *const counter_names[] = {SC_COUNTERS(X)};
@@ -16,6 +17,8 @@ const char *sc_statistic_name(enum sc_statistic kind, uint32_t i)
         return i < SC_GAUGE_COUNT ? gauge_names[i] : NULL;
     return i < SC_HISTOGRAM_COUNT ? histogram_names[i] : NULL;
 }
+
+static uint32_t at_most(uint32_t n, uint32_t most) { return n < most ? n : most; }
 
 static void note_time(struct sc_histogram *h, uint64_t us)
 {
@@ -40,17 +43,21 @@ void sc_note(struct sc_segment *s, const struct sc_note *notes, uint32_t n)
         else if (notes[i].kind == SC_HISTOGRAM && notes[i].number < SC_HISTOGRAM_COUNT)
             note_time(&l->histograms[notes[i].number], value);
     }
-    sc_leave(s);
+    sc_leave(s, 0);
 }
 
 uint32_t sc_own_lane(const struct sc_segment *s) { return s->lane; }
 
-void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
+int sc_intact(const struct sc_segment *s) { return sc_load32(&s->damaged) ? SC_E_DAMAGED : 0; }
+
+void sc_count_objects(struct sc_segment *s, struct sc_info *info)
 {
-    for (uint32_t slot = 0; s->base && slot < s->g.slots; slot++) {
+    if (sc_enter(s) < 0)
+        return;
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
-        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, &o))
+        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, sc_peek(&sc_slot(s, slot)->hash), &o))
             continue;
         info->objects += sc_state_of(state) == SC_READY || sc_state_of(state) == SC_EVICTING;
         if (sc_state_of(state) == SC_WRITING) {
@@ -59,6 +66,7 @@ void sc_count_objects(const struct sc_segment *s, struct sc_info *info)
         }
         info->used_bytes += o.blocks * s->g.block_size;
     }
+    sc_leave(s, 0);
 }
 
 void sc_get_info(struct sc_segment *s, struct sc_info *info)
@@ -81,18 +89,18 @@ void sc_get_info(struct sc_segment *s, struct sc_info *info)
     info->write_lease_us = s->write_lease_us;
     info->lock_timeout_us = s->lock_timeout_us;
     info->created_ns = h->created_ns;
-    info->fingerprint_bytes = h->fingerprint_bytes < SC_MAX_FINGERPRINT ? h->fingerprint_bytes : SC_MAX_FINGERPRINT;
+    info->fingerprint_bytes = at_most(h->fingerprint_bytes, SC_MAX_FINGERPRINT);
     memcpy(info->fingerprint, h->fingerprint, info->fingerprint_bytes);
     memcpy(info->boot_id, h->boot_id, sizeof info->boot_id);
     info->lock_lane = sc_lock_holder(s, &info->lock_incarnation, &info->lock_alive);
-    sc_leave(s);
+    sc_leave(s, 0);
 }
 
 static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
 {
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t word = sc_peek(sc_share(s, lane, slot)), state;
-        if (!(word & 0xffffffff))
+        if (!sc_has_shares(word))
             continue;
         state = sc_load(&sc_slot(s, slot)->state);
         if (sc_generation(word) != sc_generation(state) || sc_state_of(state) == SC_FREE)
@@ -129,9 +137,9 @@ void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
     info->pid = sc_peek32(&l->pid);
     info->started_ns = sc_peek(&l->started_ns);
     memcpy(info->command, l->command, sizeof info->command);
-    info->group_bytes = sc_peek32(&l->group_bytes) < SC_MAX_GROUP ? sc_peek32(&l->group_bytes) : SC_MAX_GROUP;
+    info->group_bytes = at_most(sc_peek32(&l->group_bytes), SC_MAX_GROUP);
     memcpy(info->group, l->group, info->group_bytes);
     copy_statistics(l, info);
     count_shares(s, lane, info);
-    sc_leave(s);
+    sc_leave(s, 0);
 }

@@ -33,15 +33,15 @@ static void check_run(struct sc_segment *s, uint32_t slot, const struct sc_objec
         owners[b] = slot;
         if (!sc_block_used(s, (uint32_t)b))
             find(p, "block %u of slot %u counts as free\n", (unsigned)b, slot);
-        else if (sc_peek32(sc_owner(s, (uint32_t)b)) != slot)
-            find(p, "block %u of slot %u is listed as slot %u's\n", (unsigned)b, slot, sc_peek32(sc_owner(s, (uint32_t)b)));
+        else if (sc_block_owner(s, (uint32_t)b) != slot)
+            find(p, "block %u of slot %u is listed as slot %u's\n", (unsigned)b, slot, sc_block_owner(s, (uint32_t)b));
     }
 }
 
 static void check_key(struct sc_segment *s, uint32_t slot, uint64_t state, struct report *p)
 {
     const struct sc_slot *r = sc_slot(s, slot);
-    uint32_t bytes = sc_peek32(&r->key_bytes), found;
+    uint32_t bytes = sc_peek32(&r->about) & 0xffff, found;
     uint64_t seen;
     struct sc_key k;
     if (bytes == 0 || bytes > SC_MAX_KEY) {
@@ -69,8 +69,11 @@ static void check_slot(struct sc_segment *s, uint32_t slot, uint32_t *owners, st
         find(p, "slot %u is in state %d while nobody evicts\n", slot, (int)sc_state_of(state));
     if (sc_owner_of(state) >= s->g.lanes)
         find(p, "slot %u names lane %u as its owner\n", slot, sc_owner_of(state));
-    if (!sc_slot_describe(s, slot, state, &o)) {
-        find(p, "slot %u lies outside the payload\n", slot);
+    uint32_t writers = sc_peek32(&sc_slot(s, slot)->writers);
+    if (writers == 0 || writers > SC_MAX_LANES)
+        find(p, "slot %u is filled by %u lanes\n", slot, writers);
+    if (!sc_slot_describe(s, slot, state, sc_peek(&sc_slot(s, slot)->hash), &o)) {
+        find(p, "slot %u has a broken seal or lies outside the payload\n", slot);
         return;
     }
     if (o.layout > sc_load32(&sc_header(s)->layouts))
@@ -84,7 +87,7 @@ static void check_maps(struct sc_segment *s, const uint32_t *owners, struct repo
     uint32_t free_blocks = 0, free_slots = 0;
     for (uint32_t b = 0; b < s->g.blocks; b++) {
         free_blocks += !sc_block_used(s, b);
-        if (owners[b] == SC_NO_SLOT && sc_block_used(s, b))
+        if (owners[b] == SC_NO_SLOT && (sc_block_used(s, b) || sc_block_owner(s, b) != SC_NO_SLOT))
             find(p, "block %u counts as used but belongs to no object\n", b);
     }
     for (uint32_t slot = 0; slot < s->g.slots; slot++)
@@ -142,6 +145,5 @@ int64_t sc_verify(struct sc_segment *s, char *text, uint64_t bytes)
         sc_end(s);
     }
     free(owners);
-    sc_leave(s);
-    return rc < 0 ? rc : p.findings;
+    return sc_leave(s, rc < 0 ? rc : p.findings);
 }

@@ -1,5 +1,6 @@
 /* write.c - everything that changes the table: reserve, publish, abort, delete, evict. Publishing takes no lock. */
 #include "arena.h"
+#include "guard.h"
 
 #include <errno.h>
 
@@ -7,75 +8,108 @@ enum { SC_HOLD = 1024 }; /* keys a hold of the arena lock */
 
 static uint32_t hold_of(uint32_t from, uint32_t n) { return n - from < SC_HOLD ? n - from : SC_HOLD; }
 
-struct demand { uint64_t nbytes, now_us; uint32_t layout; bool temporary; };
+struct demand { struct sc_terms terms; uint64_t now_us; };
+
+/* Takes back what the dead among the writers of a slot left. */
+static bool reap_writers(struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    struct sc_reaped r = {0};
+    bool any = false;
+    for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
+        any = (sc_has_part(s, slot, state, lane) && sc_reap_if_dead(s, lane, &r)) || any;
+    return any;
+}
+
+/* An object that is in the way unless it is damaged, so that nobody can read it. */
+static enum sc_status served(struct sc_segment *s, const struct sc_key *k, uint32_t slot, uint64_t state)
+{
+    struct sc_object o;
+    struct sc_reaped r = {0};
+    if (sc_slot_describe(s, slot, state, k->hash, &o))
+        return SC_EXISTS;
+    sc_recover(s, &r);
+    return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_EXISTS;
+}
 
 /* What stands in the way of writing this key; SC_OK: nothing, nothing any more, or *stuck, a writer beyond its lease. */
 static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k, uint64_t now_us, uint32_t *stuck)
 {
     uint64_t state;
     uint32_t slot = sc_index_find(s, k, &state);
-    struct sc_reaped r = {0};
     *stuck = SC_NO_SLOT;
+    if (slot != SC_NO_SLOT && sc_state_of(state) == SC_WRITING && reap_writers(s, slot, state))
+        slot = sc_index_find(s, k, &state);
     if (slot == SC_NO_SLOT)
         return SC_OK;
     if (sc_state_of(state) != SC_WRITING)
-        return SC_EXISTS;
-    uint32_t owner = sc_owner_of(state);
-    if (owner >= s->g.lanes)
+        return served(s, k, slot, state);
+    if (sc_owner_of(state) >= s->g.lanes)
         return SC_IN_FLIGHT; /* damaged; a rebuild frees it */
-    if (sc_reap_if_dead(s, owner, &r))
-        return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_IN_FLIGHT;
     if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us)
         return SC_IN_FLIGHT;
     *stuck = slot;
     return SC_OK;
 }
 
-/* A writer that is stuck loses the key, and keeps the memory until it is done with it. False: it published after all. */
-static bool detach(struct sc_segment *s, uint32_t slot)
-{
-    uint64_t state = sc_load(&sc_slot(s, slot)->state);
-    if (sc_state_of(state) != SC_WRITING || !sc_cas(&sc_slot(s, slot)->state, &state, state | SC_DETACHED))
-        return false;
-    sc_half *detached = &sc_lane(s, sc_owner_of(state))->detached;
-    sc_poke32(detached, sc_peek32(detached) + 1);
-    sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
-    sc_tally(s, SC_writes_detached, 1);
-    return true;
-}
-
 static bool find_room(struct sc_segment *s, uint32_t blocks, uint32_t *block, uint32_t *slot)
 {
-    *block = sc_make_run(s, blocks);
-    if (*block == SC_NO_SLOT)
-        return false;
-    *slot = sc_make_slot(s);
-    return *slot != SC_NO_SLOT;
+    struct sc_reaped r = {0};
+    for (int tries = 0; tries < 2; tries++) {
+        *block = sc_make_run(s, blocks);
+        *slot = *block == SC_NO_SLOT ? SC_NO_SLOT : sc_make_slot(s);
+        if (*slot == SC_NO_SLOT)
+            return false;
+        if (sc_state_of(sc_load(&sc_slot(s, *slot)->state)) == SC_FREE && sc_block_unowned(s, *block, blocks))
+            return true;
+        sc_recover(s, &r); /* the maps lie */
+    }
+    return false;
 }
 
-static void fill(struct sc_segment *s, uint32_t slot, const struct sc_key *k, const struct sc_object *o, uint64_t now_us)
+static uint32_t about_of(const struct sc_key *k, const struct sc_object *o) { return k->bytes | o->layout << 16; }
+
+static void fill(struct sc_segment *s, uint32_t slot, const struct sc_key *k, const struct sc_object *o, uint32_t writers,
+                 uint64_t now_us)
 {
     struct sc_slot *r = sc_slot(s, slot);
     sc_fence_release(); /* the new generation before the new fields; pairs with the fence in index.c */
-    sc_poke32(&r->key_bytes, k->bytes);
+    sc_poke32(&r->about, about_of(k, o));
+    sc_poke(&r->seal, sc_seal(o, about_of(k, o), false));
     for (uint32_t i = 0; i < SC_MAX_KEY / 8; i++)
         sc_poke(&r->key[i], i < (k->bytes + 7) / 8 ? k->words[i] : 0);
     sc_poke(&r->hash, k->hash);
-    sc_poke32(&r->layout, o->layout);
     sc_poke32(&r->block, (uint32_t)o->block);
-    sc_poke32(&r->blocks, o->blocks);
     sc_poke(&r->nbytes, o->nbytes);
     sc_poke(&r->lease_until_us, 0);
     sc_poke(&r->reserved_us, now_us);
+    sc_poke32(&r->writers, writers);
+    sc_poke32(&r->group, s->group);
+}
+
+/* A part in the write of a key that is in flight. */
+static enum sc_status join(struct sc_segment *s, const struct sc_key *k, const struct sc_terms *terms, struct sc_ref *ref)
+{
+    uint64_t state;
+    struct sc_object o;
+    uint32_t slot = sc_index_find(s, k, &state);
+    if (slot == SC_NO_SLOT || sc_state_of(state) != SC_WRITING || !sc_slot_describe(s, slot, state, k->hash, &o))
+        return SC_IN_FLIGHT; /* damaged, or published at this moment */
+    enum sc_status st = sc_join_write(s, slot, state, terms);
+    if (st == SC_OK)
+        sc_ref_fill(s, &o, terms->temporary, ref);
+    return st;
 }
 
 static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, const struct demand *d, uint32_t depth,
                               bool *reaped, struct sc_ref *ref)
 {
-    uint64_t now = d->now_us, blocks = (d->nbytes + s->g.block_size - 1) / s->g.block_size;
+    const struct sc_terms *terms = &d->terms;
+    uint64_t now = d->now_us, blocks = (terms->nbytes + s->g.block_size - 1) / s->g.block_size;
     uint32_t block, slot, stuck;
     enum sc_status st = clear_the_way(s, k, now, &stuck);
     struct sc_reaped r = {0};
+    if (st == SC_IN_FLIGHT && terms->writers > 1)
+        return join(s, k, terms, ref);
     if (st != SC_OK)
         return st;
     if (blocks > s->g.blocks)
@@ -87,27 +121,35 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
     }
     if (!found)
         return SC_NO_SPACE;
-    if (stuck != SC_NO_SLOT && !detach(s, stuck))
+    if (stuck != SC_NO_SLOT && !sc_detach(s, stuck))
         return SC_EXISTS;
+    sc_tally(s, SC_writes_detached, stuck != SC_NO_SLOT);
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
-    struct sc_object o = {slot, sc_generation(state), d->layout, (uint32_t)blocks, block, d->nbytes};
-    fill(s, slot, k, &o, now);
+    struct sc_object o = {slot, sc_generation(state), terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash};
+    fill(s, slot, k, &o, terms->writers, now);
     sc_block_use(s, block, (uint32_t)blocks, slot);
     sc_slot_use(s, slot);
     sc_poke(sc_score(s, slot), sc_score_make(s, now, depth, false));
-    sc_store(w, sc_writing(state, s->lane, d->temporary ? SC_TEMPORARY : 0)); /* releases the fields */
+    sc_store(w, sc_writing(state, s->lane, terms->temporary ? SC_TEMPORARY : 0)); /* releases the fields */
+    if (terms->writers > 1)
+        sc_begin_write(s, slot, o.generation);
     sc_index_insert(s, k->hash, slot);
-    sc_ref_fill(s, &o, d->temporary, ref);
+    sc_ref_fill(s, &o, terms->temporary, ref);
     return SC_OK;
 }
 
 static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
 
-/* Memory for what was reserved, without the lock. If the kernel has none, all of it is given back. */
+/* Memory for what was reserved, without the lock. If the kernel has none, or a key is being written on other terms, all of
+ * it is given back. */
 static int back_all(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
+        if (refs[i].status == SC_UNLIKE) {
+            abort_refs(s, refs, n, NULL);
+            return SC_E_UNLIKE;
+        }
         uint64_t block = refs[i].offset / s->g.block_size;
         uint64_t blocks = (refs[i].nbytes + s->g.block_size - 1) / s->g.block_size;
         if (refs[i].status != SC_OK || sc_back(s, block, blocks) == 0)
@@ -153,6 +195,7 @@ struct demands {
     uint64_t now_us; /* one time for all keys of a batch, so that of one chain the later goes first */
     const uint64_t *nbytes;
     const uint32_t *layouts;
+    uint32_t writers;
     bool each, temporary, reaped;
     struct sc_ref *refs;
 };
@@ -161,7 +204,7 @@ static enum sc_status visit_reserve(struct sc_segment *s, const struct sc_key *k
 {
     struct demands *all = arg;
     uint32_t i = all->each ? at : 0;
-    struct demand d = {all->nbytes[i], all->now_us, all->layouts[i], all->temporary};
+    struct demand d = {{all->nbytes[i], all->layouts[i], all->writers, all->temporary}, all->now_us};
     enum sc_status st = k ? reserve(s, k, &d, at, &all->reaped, &all->refs[at]) : SC_LOCKED;
     all->refs[at].status = (uint16_t)st;
     sc_tally(s, SC_no_space, st == SC_NO_SPACE);
@@ -179,14 +222,16 @@ static void rebuild_index(struct sc_segment *s)
 }
 
 int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary,
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, uint32_t writers,
                          struct sc_ref *refs)
 {
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
+    if (!sc_whole(s))
+        return sc_leave(s, SC_E_DAMAGED);
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    struct demands d = {sc_now_us(), nbytes, layouts, each, temporary, false, refs};
+    struct demands d = {sc_now_us(), nbytes, layouts, writers, each, temporary, false, refs};
     int64_t ok = under_lock(s, &keys, visit_reserve, &d);
     if (ok >= 0) {
         sc_tally(s, SC_reservations, (uint64_t)ok);
@@ -194,18 +239,17 @@ int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width,
             rebuild_index(s);
         rc = back_all(s, refs, n);
     }
-    sc_leave(s);
-    return rc < 0 ? rc : ok;
+    return sc_leave(s, rc < 0 ? rc : ok);
 }
 
 /* Why a slot that was this lane's cannot be published or aborted as such. */
-static enum sc_status not_writing(const struct sc_segment *s, uint64_t state, uint32_t generation)
+static enum sc_status not_writing(const struct sc_segment *s, uint32_t slot, uint64_t state, uint32_t generation)
 {
     if (sc_generation(state) != generation || sc_state_of(state) == SC_FREE)
         return SC_NOT_FOUND;
     if (sc_state_of(state) != SC_WRITING)
         return SC_EXISTS;
-    return sc_owner_of(state) == s->lane && !(state & SC_DETACHED) ? SC_OK : SC_NOT_OWNER;
+    return sc_fills(s, slot, state, s->lane) && !(state & SC_DETACHED) ? SC_OK : SC_NOT_OWNER;
 }
 
 /* Gives a write back under the lock, detached or not. */
@@ -215,31 +259,51 @@ static int abort_one(struct sc_segment *s, uint32_t slot, uint32_t generation)
     int rc = sc_begin(s, s->lock_timeout_us, &r);
     if (rc < 0)
         return rc;
-    uint64_t state = sc_load(&sc_slot(s, slot)->state);
-    if (sc_generation(state) == generation && sc_state_of(state) == SC_WRITING && sc_owner_of(state) == s->lane)
-        sc_abort(s, slot, state);
+    if (sc_generation(sc_load(&sc_slot(s, slot)->state)) == generation)
+        sc_abandon(s, slot, s->lane);
     sc_end(s);
     return 0;
 }
 
-static bool own_and_detached(const struct sc_segment *s, uint64_t state, uint32_t generation)
+static bool own_and_detached(const struct sc_segment *s, uint32_t slot, uint64_t state, uint32_t generation)
 {
     return sc_generation(state) == generation && sc_state_of(state) == SC_WRITING && state & SC_DETACHED &&
-           sc_owner_of(state) == s->lane;
+           sc_has_part(s, slot, state, s->lane);
+}
+
+/* False: the slot is damaged. */
+static bool seal_ready(struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    struct sc_slot *r = sc_slot(s, slot);
+    struct sc_object o;
+    bool sound = sc_slot_describe(s, slot, state, sc_peek(&r->hash), &o);
+    uint32_t about = sc_peek32(&r->about);
+    uint64_t seal = sc_seal(&o, about, false), ready = sc_seal(&o, about, true);
+    /* By compare-and-swap: a thread of this lane that aborts meanwhile may let the slot become another's. */
+    if (sound && (sc_cas(&r->seal, &seal, ready) || seal == ready))
+        return true;
+    sc_poke32(&s->suspect, 1);
+    return false;
 }
 
 /* WRITING -> READY, after ranks reserved shares. No lock: nobody but the owner publishes, and who detaches the slot
- * meanwhile does so by compare-and-swap. */
+ * meanwhile does so by compare-and-swap. SC_PART: of several writers this was not the last. */
 static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks)
 {
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
-    enum sc_status st = not_writing(s, state, generation);
+    enum sc_status st = not_writing(s, slot, state, generation);
+    if (st == SC_OK && sc_collective(s, slot)) {
+        st = sc_finish_part(s, slot, &state, ranks);
+        ranks = sc_asked(state) < s->world_size ? sc_asked(state) : s->world_size;
+    }
+    if (st == SC_OK && !seal_ready(s, slot, state))
+        st = SC_NOT_FOUND;
     if (st == SC_OK) {
         /* Grants before READY: no evictor can come between. A new object's words cannot be full. */
         bool granted = ranks && sc_grant(s, slot, generation, ranks, sc_now_us() + s->read_lease_us);
         /* Releases the payload; pairs with the reader's look at the state word. */
-        if (sc_cas(w, &state, sc_with_state(state, SC_READY))) {
+        if (sc_cas(w, &state, sc_published(state))) {
             sc_tally(s, SC_publishes, 1);
             sc_tally(s, SC_published_bytes, sc_peek(&sc_slot(s, slot)->nbytes));
             sc_tally(s, SC_grants, granted ? ranks : 0);
@@ -249,10 +313,12 @@ static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t gene
             sc_ungrant(s, slot, generation, ranks);
         st = SC_NOT_OWNER;
     }
-    if (own_and_detached(s, state, generation))
+    if (own_and_detached(s, slot, state, generation))
         abort_one(s, slot, generation);
     return st;
 }
+
+static bool finished(int8_t status) { return status == SC_OK || status == SC_PART; }
 
 int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status)
 {
@@ -265,10 +331,9 @@ int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, 
         if (status[i] != SC_OK || refs[i].slot >= s->g.slots)
             continue;
         status[i] = (int8_t)publish(s, refs[i].slot, refs[i].generation, ranks);
-        ok += status[i] == SC_OK;
+        ok += finished(status[i]);
     }
-    sc_leave(s);
-    return ok;
+    return sc_leave(s, ok);
 }
 
 static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status)
@@ -281,10 +346,11 @@ static int abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t 
     for (uint32_t i = 0; i < n; i++) {
         enum sc_status st = (enum sc_status)refs[i].status;
         if (st == SC_OK && refs[i].nbytes && refs[i].slot < s->g.slots) {
-            uint64_t state = sc_load(&sc_slot(s, refs[i].slot)->state);
-            st = not_writing(s, state, refs[i].generation);
-            if (st == SC_OK || own_and_detached(s, state, refs[i].generation))
-                sc_abort(s, refs[i].slot, state);
+            uint32_t slot = refs[i].slot;
+            uint64_t state = sc_load(&sc_slot(s, slot)->state);
+            st = not_writing(s, slot, state, refs[i].generation);
+            if (st == SC_OK || own_and_detached(s, slot, state, refs[i].generation))
+                sc_abandon(s, slot, s->lane);
             aborted += st == SC_OK;
         }
         if (status)
@@ -301,18 +367,17 @@ int64_t sc_abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t 
     if (rc < 0)
         return rc;
     rc = abort_refs(s, refs, n, status);
-    sc_leave(s);
-    return rc;
+    return sc_leave(s, rc);
 }
 
 /* A write of this lane that lost its key to the write lease is no more in the index. */
 static uint32_t find_detached(struct sc_segment *s, const struct sc_key *k)
 {
-    if (sc_peek32(&sc_lane(s, s->lane)->detached) == 0)
+    if (sc_peek32(&sc_header(s)->detached) == 0)
         return SC_NO_SLOT;
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        if (own_and_detached(s, state, sc_generation(state)) && sc_key_is(sc_slot(s, slot), k))
+        if (own_and_detached(s, slot, state, sc_generation(state)) && sc_key_is(sc_slot(s, slot), k))
             return slot;
     }
     return SC_NO_SLOT;
@@ -323,7 +388,7 @@ static enum sc_status finish_key(struct sc_segment *s, const struct sc_key *k, b
 {
     uint64_t state;
     uint32_t slot = sc_index_find(s, k, &state);
-    bool own = slot != SC_NO_SLOT && sc_state_of(state) == SC_WRITING && sc_owner_of(state) == s->lane;
+    bool own = slot != SC_NO_SLOT && sc_state_of(state) == SC_WRITING && sc_fills(s, slot, state, s->lane);
     uint32_t lost = own ? SC_NO_SLOT : find_detached(s, k);
     if (lost != SC_NO_SLOT) {
         abort_one(s, lost, sc_generation(sc_load(&sc_slot(s, lost)->state)));
@@ -333,7 +398,7 @@ static enum sc_status finish_key(struct sc_segment *s, const struct sc_key *k, b
         return SC_NOT_FOUND;
     if (keep)
         return publish(s, slot, sc_generation(state), ranks);
-    enum sc_status st = not_writing(s, state, sc_generation(state));
+    enum sc_status st = not_writing(s, slot, state, sc_generation(state));
     if (st != SC_OK)
         return st;
     sc_tally(s, SC_aborts, 1);
@@ -352,11 +417,10 @@ static int64_t finish_keys(struct sc_segment *s, const struct sc_keys *keys, boo
         sc_keys_load(s, keys, from, m, SC_FETCH_SHARE, k);
         for (uint32_t i = 0; i < m; i++) {
             status[from + i] = (int8_t)finish_key(s, &k[i], keep, ranks);
-            ok += status[from + i] == SC_OK;
+            ok += finished(status[from + i]);
         }
     }
-    sc_leave(s);
-    return ok;
+    return sc_leave(s, ok);
 }
 
 int64_t sc_finish_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
@@ -382,14 +446,15 @@ int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payl
         return rc;
     struct sc_ref ref = {0};
     uint32_t plain = 0;
-    rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, &ref);
+    rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, 1, &ref);
     *status = (int8_t)ref.status;
     if (rc > 0) {
+        sc_guard_payload(payload + ref.offset, nbytes);
         memcpy(payload + ref.offset, data, nbytes);
+        sc_guard_payload(NULL, 0);
         rc = sc_publish(s, &ref, 1, 0, status);
     }
-    sc_leave(s);
-    return rc;
+    return sc_leave(s, rc);
 }
 
 struct deletion { bool force, reaped; int8_t *status; };
@@ -429,8 +494,7 @@ int64_t sc_delete(struct sc_segment *s, const char *data, uint32_t width, const 
     struct deletion d = {force, false, status};
     int64_t ok = under_lock(s, &keys, visit_delete, &d);
     sc_tally(s, SC_deletes, ok > 0 ? (uint64_t)ok : 0);
-    sc_leave(s);
-    return ok;
+    return sc_leave(s, ok);
 }
 
 int64_t sc_evict(struct sc_segment *s, uint64_t nbytes)
@@ -451,8 +515,7 @@ int64_t sc_evict(struct sc_segment *s, uint64_t nbytes)
         }
         sc_end(s);
     }
-    sc_leave(s);
-    return rc < 0 ? rc : (int64_t)freed;
+    return sc_leave(s, rc < 0 ? rc : (int64_t)freed);
 }
 
 int64_t sc_clear(struct sc_segment *s)
@@ -473,6 +536,5 @@ int64_t sc_clear(struct sc_segment *s)
         sc_end(s);
     }
     sc_tally(s, SC_deletes, (uint64_t)cleared);
-    sc_leave(s);
-    return rc < 0 ? rc : cleared;
+    return sc_leave(s, rc < 0 ? rc : cleared);
 }

@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from shmcache import errors, segment, snapshot
-from shmcache._binding import Handle, ffi, lib, open_segment, process_state, raise_code
+from shmcache._binding import Handle, check, ffi, lib, open_segment, process_state, raise_code
 from shmcache.attachment import Attachment, Membership
 from shmcache.cache import Cache
 from shmcache.config import MAX_LANES, ArenaConfig, check_bool, check_fingerprint, check_name, shown
@@ -110,6 +110,7 @@ def inspect(name: str) -> ArenaInfo:
     try:
         handle = open_segment(name, fd, writable=False)
         info = snapshot.arena_info(name, path, handle, fd)
+        check(name, handle, lib.sc_intact(handle))
         _check_boot(name, handle)
     except (errors.ArenaDamagedError, errors.ArenaVersionError) as error:
         return ArenaInfo(name, path, os.fstat(fd).st_size, problem=str(error))

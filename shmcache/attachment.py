@@ -15,7 +15,7 @@ from typing import Any, Final
 from shmcache import errors, segment
 from shmcache._binding import Handle, check, ffi, lib
 from shmcache.layout import Layout
-from shmcache.status import OK, Status
+from shmcache.status import OK
 from shmcache.views import ALONE, managed_buffer
 
 __all__ = ["Attachment", "Membership"]
@@ -78,9 +78,9 @@ class Attachment:
         """``code`` itself, or the exception that it stands for."""
         return code if code >= 0 else check(self.name, self.handle, code)
 
-    def tell(self, keys: list[bytes], found: list[Status]) -> None:
-        """Tells the listeners which of ``keys`` were published."""
-        published = [key for key, status in zip(keys, found, strict=True) if status is OK]
+    def tell(self, keys: list[bytes], codes: bytes) -> None:
+        """Tells the listeners which of ``keys`` were published, by the core's codes."""
+        published = [key for key, code in zip(keys, codes, strict=True) if code == OK]
         for listener in self.listeners:
             listener(published)
 
@@ -154,7 +154,7 @@ class Attachment:
         with self.lock:
             self.check_open()
             if writable not in self._views:
-                self._mappings[writable] = segment.map_payload(self.handle, self.fd, writable=writable)
+                self._mappings[writable] = segment.map_payload(self.name, self.handle, self.fd, writable=writable)
                 self._views[writable] = memoryview(self._mappings[writable])
             return self._views[writable]
 

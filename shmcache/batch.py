@@ -214,8 +214,9 @@ class WriteBatch(_Batch):
         return statuses(ffi.buffer(codes)[:])
 
     def publish(self) -> list[Status]:
-        """Makes what was reserved readable. One status a key: OK; NOT_FOUND, NOT_OWNER or EXISTS where it was
-        finished otherwise; what it was already where it was not reserved."""
+        """Makes what was reserved readable, or, of several writers, says that this one's part is done. One status a
+        key: OK; NOT_FOUND, NOT_OWNER or EXISTS where it was finished otherwise; what it was already where it was not
+        reserved."""
         return self._publish(0)
 
     def publish_and_reserve_read(self, extra_count: int = 0) -> list[Status]:
@@ -224,7 +225,9 @@ class WriteBatch(_Batch):
 
     def abort(self) -> list[Status]:
         """Gives what was reserved back. One status a key, as with :meth:`publish`."""
-        return self._finish(lambda codes: lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), codes))
+        return statuses(
+            self._finish(lambda codes: lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), codes))
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -253,16 +256,16 @@ class WriteBatch(_Batch):
             )
 
     def _publish(self, ranks: int, *, tell: bool = True) -> list[Status]:
-        found = self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
+        codes = self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
         if tell and self._attachment.listeners:
-            self._attachment.tell(self.keys, found)
-        return found
+            self._attachment.tell(self.keys, codes)
+        return statuses(codes)
 
     def _check_unfinished(self) -> None:
         if not self._open:
             raise errors.ClosedError("WriteBatch: it was published or aborted already")
 
-    def _finish(self, how: Any) -> list[Status]:
+    def _finish(self, how: Any) -> bytes:
         codes = new("int8_t[]", len(self))
         with self._lock:
             self._check_unfinished()
@@ -271,7 +274,8 @@ class WriteBatch(_Batch):
         if self._loan is not None:
             self._loan.end()
             self._loan = None
-        return statuses(ffi.buffer(codes)[:])
+        found: bytes = ffi.buffer(codes)[:]
+        return found
 
     def _writable(self) -> bool:
         return True

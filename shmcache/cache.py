@@ -15,7 +15,7 @@ from shmcache._binding import ffi, lib, new
 from shmcache._keys import BytesLike, Keys, Packed, pack, unpack
 from shmcache.attachment import Attachment
 from shmcache.batch import ReadBatch, WriteBatch, codes_of
-from shmcache.config import check_bool, check_extra_count, shown
+from shmcache.config import check_bool, check_extra_count, check_writers, shown
 from shmcache.layout import MAX_NBYTES, Layout
 from shmcache.stats import ReapReport, Stats
 from shmcache.status import OK, STATUSES, Status, statuses
@@ -85,30 +85,46 @@ class Cache:
         """Memory for objects of these keys, evicting what is worth least where there is no room.
 
         ``layout``: a :class:`Layout`, or bytes an object as int, or one of these a key. ``temporary``: the
-        objects are freed when their last share is released. ``region`` and ``writers``: None and 1; this version
-        has region 0 only, and one writer an object.
+        objects are freed when their last share is released. ``region``: None; this version has region 0 only.
 
-        Status of a key: OK; EXISTS; IN_FLIGHT (it is being written); NO_SPACE (every run of blocks of that
-        length is being written or has shares; then nothing was evicted). ArenaSpaceError where the kernel has no
-        memory for blocks that were never used before; then nothing stays reserved.
+        ``writers``: so many lanes of this group fill each object together, each its own part. Each of them calls this
+        with the same arguments and gets the same memory, and publishes (or finishes) when its part is done; the last
+        to do so makes the object readable, with the shares for the most ranks that any of them asked for. Where one
+        aborts, closes or dies before its part is done nobody publishes: the key is free again, the memory when no
+        other writer fills it any more, and their publish says NOT_OWNER or NOT_FOUND. TypeError unless int (not
+        bool), ValueError unless 1 <= writers <= world_size; GroupError where another of the group writes a key with
+        other ``writers``, ``layout`` or ``temporary``, and then nothing stays reserved.
+
+        Status of a key: OK; EXISTS; IN_FLIGHT (it is being written, or this lane has its part in it already);
+        NO_SPACE (every run of blocks of that length is being written or has shares; then nothing was evicted).
+        ArenaSpaceError where the kernel has no memory for blocks that were never used before; then nothing stays
+        reserved.
         """
         packed = pack(keys)
         n = packed[3]
         _check_only("region", region, None)
-        _check_only("writers", writers, 1)
+        writers = check_writers(writers, self.world_size)
         check_bool(temporary, "temporary")
         nbytes, layouts, each = self._demand(layout, n)
         refs = ffi.new(_REFS, n)
         batch = WriteBatch(self._attachment, packed, refs, n)  # before the memory: whatever is raised, it aborts
         ok = lib.sc_reserve_write(
-            self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, refs
+            self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, writers, refs
         )
         batch.found(max(ok, 0))
+        if ok == lib.SC_E_UNLIKE:
+            key = batch.keys[codes_of(refs).index(lib.SC_UNLIKE)]
+            raise errors.GroupError(
+                f"arena {self.name!r}: another rank of group {self.group!r} is writing key {key.hex()} with other "
+                f"terms than writers={writers} and this layout; let all writers of a key state the same writers, "
+                "layout and temporary"
+            )
         self._check(ok)
         return batch
 
     def finish_write(self, keys: Keys) -> list[Status]:
-        """Publishes what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
+        """Publishes what this lane reserved, or says that its part is done: OK, NOT_FOUND, NOT_OWNER, or EXISTS
+        (published already)."""
         return self._finish_write(keys, 0)
 
     def finish_write_and_reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
@@ -137,10 +153,9 @@ class Cache:
         self._check(
             lib.sc_put(self._handle, packed[0], packed[1], self._attachment.write_address(), source, nbytes, codes)
         )
-        status = STATUSES[int(codes[0])]
         if self._attachment.listeners:
-            self._attachment.tell([bytes(key)], [status])
-        return status
+            self._attachment.tell([bytes(key)], ffi.buffer(codes)[:])
+        return STATUSES[int(codes[0])]
 
     # Reading
 
@@ -165,7 +180,7 @@ class Cache:
         ``prefix``: stop at the first miss; the keys behind it are NOT_FOUND without a look. ``wait_s``: how long
         to wait for keys that are being written (IN_FLIGHT); a writer that dies meanwhile is noticed at once, and a
         key that nobody writes is not waited for. Status of a key: OK, NOT_FOUND, IN_FLIGHT, or NO_SHARE (this
-        lane holds 65,535 shares of it).
+        lane holds 16,383 shares of it).
         """
         packed = pack(keys)
         n = packed[3]
@@ -234,7 +249,9 @@ class Cache:
         """Occupancy and counters, a snapshot without a lock."""
         with self._attachment.lock:  # nobody closes meanwhile
             self._attachment.check_open()
-            return snapshot.stats(self._handle, self._attachment.fd)
+            found = snapshot.stats(self._handle, self._attachment.fd)
+        self._check(lib.sc_intact(self._handle))
+        return found
 
     def close(self) -> None:
         """Leaves the arena: reserved and held shares are given back, unfinished writes aborted. Again: nothing.
@@ -287,10 +304,12 @@ class Cache:
         return batch
 
     def _finish_write(self, keys: Keys, ranks: int) -> list[Status]:
-        found = self._each(lib.sc_finish_write, keys, ranks)
+        packed = pack(keys)
+        codes, _ = self._call(lib.sc_finish_write, packed, ranks)
+        found = ffi.buffer(codes)[:]
         if self._attachment.listeners:
-            self._attachment.tell(unpack(pack(keys)), found)
-        return found
+            self._attachment.tell(unpack(packed), found)
+        return statuses(found)
 
     def _reap(self, *, wait: bool) -> ReapReport:
         found = ffi.new("struct sc_reaped *")
@@ -299,13 +318,14 @@ class Cache:
 
     def _each(self, function: Any, keys: Keys, *args: int) -> list[Status]:
         packed = pack(keys)
-        n = packed[3]
-        codes = new(_CODES, n)
-        ok = function(self._handle, _data(packed), packed[1], _ends(packed), n, *args, codes)
-        if ok == n:
-            return [OK] * n
-        self._check(ok)
-        return statuses(ffi.buffer(codes)[:])
+        codes, ok = self._call(function, packed, *args)
+        return [OK] * ok if ok == packed[3] else statuses(ffi.buffer(codes)[:])
+
+    def _call(self, function: Any, packed: Packed, *args: int) -> tuple[Any, int]:
+        """The code of each key, and how many are OK."""
+        codes = new(_CODES, packed[3])
+        ok = function(self._handle, _data(packed), packed[1], _ends(packed), packed[3], *args, codes)
+        return codes, self._check(ok)
 
     def _read_on(self, packed: Packed, prefix: bool, wait_s: float, refs: Any) -> int:
         """The rest of a read that did not find all: waits for writers, and settles what lies behind a gap."""

@@ -79,6 +79,18 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_writers(writers: int, world_size: int) -> int:
+    """``writers``, how many lanes of a group fill an object together, as a plain int.
+
+    TypeError unless int (bool is not); ValueError unless 1 <= writers <= world_size.
+    """
+    if isinstance(writers, bool) or not isinstance(writers, int):
+        raise TypeError(f"writers: expected int, got {shown(writers)}")
+    if not 1 <= writers <= world_size:
+        raise ValueError(f"writers: expected 1 to {world_size}, as world_size is {world_size}, got {shown(writers)}")
+    return int(writers)
+
+
 def check_extra_count(extra_count: int, world_size: int) -> int:
     """``extra_count``, the number of shares beyond the first, as a plain int.
 

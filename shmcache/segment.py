@@ -219,7 +219,7 @@ def _room_of(group: Path) -> int | None:
 def _populate(name: str, fd: int, config: ArenaConfig) -> None:
     """Touches every page of the payload, in parallel, with a progress bar on a terminal."""
     handle = open_segment(name, fd, writable=True)
-    with map_payload(handle, fd, writable=True) as mapping:
+    with map_payload(name, handle, fd, writable=True) as mapping:
         address = ffi.from_buffer(mapping)
         blocks, step = config.capacity // config.block_size, max(1, _POPULATE_STEP // config.block_size)
 
@@ -249,12 +249,17 @@ def _show_progress(name: str, done: Iterator[int], total: int) -> None:
             progress.advance(task, nbytes)
 
 
-def map_payload(handle: Handle, fd: int, *, writable: bool) -> mmap.mmap:
-    """This process's mapping of region 0, read-only unless ``writable``."""
+def map_payload(name: str, handle: Handle, fd: int, *, writable: bool) -> mmap.mmap:
+    """This process's mapping of region 0, read-only unless ``writable``. ArenaDamagedError, ArenaSpaceError."""
     info = ffi.new("struct sc_info *")
     lib.sc_get_info(handle, info)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return mmap.mmap(fd, info.capacity, mmap.MAP_SHARED, protection, offset=info.payload)
+    try:
+        return mmap.mmap(fd, info.capacity, mmap.MAP_SHARED, protection, offset=info.payload)
+    except ValueError:  # the file is shorter than that
+        raise_code(name, lib.SC_E_DAMAGED)
+    except OSError as error:
+        raise_code(name, lib.SC_E_MEMORY, error=error.errno or 0)
 
 
 def unlink(name: str, fd: int) -> None:

@@ -15,14 +15,14 @@ class Status(IntEnum):
     IN_FLIGHT = 2  #: being written, not readable yet
     EXISTS = 3  #: published already
     NO_SPACE = 4  #: every run of blocks of that length is being written or has shares
-    NO_SHARE = 5  #: this lane has no such share (or the 65,535 that it can have)
+    NO_SHARE = 5  #: this lane has no such share (or as many as it can have)
     LOCKED = 6  #: shares or a writer exist, or the arena lock could not be had for this part of the batch
     NOT_OWNER = 7  #: another lane writes this key, perhaps since this one's write lease ran out
     LOST = 8  #: the object's device region died with its owner
 
 
 OK = Status.OK
-STATUSES = tuple(Status)
+STATUSES: tuple[Status, ...] = (*Status, OK)  #: by the core's codes; SC_PART is OK for whoever did it
 
 
 def statuses(codes: bytes) -> list[Status]:

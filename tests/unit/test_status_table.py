@@ -226,21 +226,19 @@ def test_force_takes_reserved_shares_along(engine: Engine) -> None:
     assert engine.own.finish_read([b"k"]) == [NO_SHARE], "a share of the object before is none of this one"
 
 
-def test_a_lane_has_65535_shares_of_an_object_at_most(engine: Engine) -> None:
+def test_a_lane_has_65535_reserved_and_16383_held_shares_of_an_object_at_most(engine: Engine) -> None:
     ready(engine)
-    keys = [b"k"] * 65535
-    assert engine.controller.reserve_read(keys) == [OK] * 65535
+    assert engine.controller.reserve_read([b"k"] * 65535) == [OK] * 65535
     assert engine.controller.reserve_read([b"k"]) == [NO_SHARE]
     assert engine.controller.reserve_read([b"k"], 1) == [NO_SHARE], "all ranks or none"
     assert shares(engine.own) == (65535, 0)
-    with engine.own.read(keys) as batch:
-        assert batch.status == [OK] * 65535
-        assert engine.own.read([b"k"]).status == [NO_SHARE]
-        assert shares(engine.own) == (0, 65535)
+    with engine.own.read([b"k"] * 16383) as batch:
+        assert batch.status == [OK] * 16383
+        assert shares(engine.own) == (65535 - 16383, 16383)
+        assert engine.own.read([b"k"]).status == [NO_SHARE], "a reserved share cannot be claimed, either"
         assert engine.controller.reserve_read([b"k"], 1) == [OK]
-        assert engine.own.read([b"k"]).status == [NO_SHARE], "the reserved share cannot be claimed, either"
-        assert shares(engine.own) == (2, 65535)
-    assert shares(engine.own) == (2, 0)
+        assert shares(engine.own) == (65535 - 16383 + 2, 16383)
+    assert shares(engine.own) == (65535 - 16383 + 2, 0)
     assert engine.own.verify() == []
 
 
