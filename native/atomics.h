@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #if ATOMIC_LLONG_LOCK_FREE != 2 || ATOMIC_INT_LOCK_FREE != 2
 #error "shmcache needs lock-free 64-bit and 32-bit atomics"
@@ -50,6 +51,24 @@ static inline uint32_t sc_sub32(sc_half *w, uint32_t n) { return atomic_fetch_su
 static inline bool sc_cas(sc_word *w, uint64_t *seen, uint64_t v)
 {
     return atomic_compare_exchange_strong_explicit(w, seen, v, memory_order_seq_cst, memory_order_seq_cst);
+}
+
+/* Text in words, relaxed: a reader may see parts of two texts, and bears it. */
+static inline void sc_poke_text(sc_word *to, uint32_t words, const char *from, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < words; i++) {
+        uint64_t word = 0;
+        if (8 * i < bytes)
+            memcpy(&word, from + 8 * i, bytes - 8 * i < 8 ? bytes - 8 * i : 8);
+        sc_poke(to + i, word);
+    }
+}
+static inline void sc_peek_text(const sc_word *from, uint32_t words, char *to)
+{
+    for (uint32_t i = 0; i < words; i++) {
+        uint64_t word = sc_peek(from + i);
+        memcpy(to + 8 * i, &word, 8);
+    }
 }
 
 static inline void sc_fence_acquire(void) { atomic_thread_fence(memory_order_acquire); }

@@ -41,6 +41,7 @@ static bool describe(struct sc_segment *s, uint32_t slot, uint64_t state, struct
 /* What is derived from a slot that has just become FREE. A death in here is repaired by the next lock holder. */
 static void forget(struct sc_segment *s, const struct sc_object *o, bool indexed)
 {
+    sc_poke(&sc_slot(s, o->slot)->seal, 0);
     if (indexed)
         sc_index_remove(s, o->hash, o->slot);
     sc_block_free(s, (uint32_t)o->block, o->blocks);

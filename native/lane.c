@@ -44,8 +44,10 @@ enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
 uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane)
 {
     const struct sc_lane *l = sc_lane(s, lane);
+    char group[SC_MAX_GROUP];
     uint32_t bytes = sc_peek32(&l->group_bytes);
-    return sc_load32(&l->role) > SC_ROLE_PRIVATE ? sc_group_hash(l->group, bytes < SC_MAX_GROUP ? bytes : SC_MAX_GROUP) : 0;
+    sc_peek_text(l->group, SC_MAX_GROUP / 8, group);
+    return sc_load32(&l->role) > SC_ROLE_PRIVATE && bytes <= SC_MAX_GROUP ? sc_group_hash(group, bytes) : 0;
 }
 
 int sc_door_open(struct sc_segment *s, uint64_t timeout_us)
@@ -75,14 +77,18 @@ void sc_door_shut(struct sc_segment *s)
 
 static bool same_group(const struct sc_lane *l, const struct sc_member *m)
 {
-    return sc_peek32(&l->group_bytes) == m->group_bytes && memcmp(l->group, m->group, m->group_bytes) == 0;
+    char group[SC_MAX_GROUP];
+    sc_peek_text(l->group, SC_MAX_GROUP / 8, group);
+    return sc_peek32(&l->group_bytes) == m->group_bytes && memcmp(group, m->group, m->group_bytes) == 0;
 }
 
 static bool group_lives(const struct sc_segment *s, const struct sc_lane *of)
 {
-    struct sc_member m = {.group = of->group, .group_bytes = sc_peek32(&of->group_bytes)};
+    char group[SC_MAX_GROUP];
+    struct sc_member m = {.group = group, .group_bytes = sc_peek32(&of->group_bytes)};
     if (m.group_bytes > SC_MAX_GROUP)
         return false;
+    sc_peek_text(of->group, SC_MAX_GROUP / 8, group);
     for (uint32_t i = 0; i < sc_lane_limit(s); i++)
         if (sc_load32(&sc_lane(s, i)->role) > SC_ROLE_PRIVATE && same_group(sc_lane(s, i), &m) && sc_lane_held(s, i))
             return true;
@@ -127,8 +133,7 @@ static void write_identity(struct sc_lane *l, const struct sc_member *m, enum sc
     sc_poke32(&l->rank, rank);
     sc_poke32(&l->world_size, m->world_size);
     sc_poke32(&l->group_bytes, m->group_bytes);
-    memset(l->group, 0, sizeof l->group);
-    memcpy(l->group, m->group, m->group_bytes);
+    sc_poke_text(l->group, SC_MAX_GROUP / 8, m->group, m->group_bytes);
     sc_store32(&l->role, role);
 }
 
@@ -145,14 +150,14 @@ static void write_process(struct sc_lane *l)
     clock_gettime(CLOCK_REALTIME, &t);
     sc_poke(&l->started_ns, (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec);
     sc_poke32(&l->pid, (uint32_t)getpid());
-    memset(l->command, 0, sizeof l->command);
+    char command[SC_MAX_COMMAND];
     int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    ssize_t n = read(fd, l->command, sizeof l->command - 1);
-    close(fd);
-    if (n > 0 && l->command[n - 1] == '\n')
-        l->command[n - 1] = 0;
+    ssize_t n = fd < 0 ? 0 : read(fd, command, sizeof command - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n > 0 && command[n - 1] == '\n')
+        n--;
+    sc_poke_text(l->command, SC_MAX_COMMAND / 8, command, n > 0 ? (uint32_t)n : 0);
 }
 
 int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)

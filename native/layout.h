@@ -52,6 +52,7 @@
 #define SC_MAX_LAYOUTS 1024
 #define SC_MAX_KEY 64
 #define SC_MAX_GROUP 64
+#define SC_MAX_COMMAND 24
 #define SC_MAX_FINGERPRINT 256
 #define SC_MAX_SPEC 496 /* bytes of one encoded layout */
 #define SC_PAYLOAD_ALIGN (UINT64_C(2) << 20)
@@ -156,8 +157,8 @@ struct sc_lane {
     sc_half pid;                    /* for people; 0 after a clean close */
     uint32_t pad;
     sc_word started_ns;             /* Unix time of the taking, for people */
-    char command[24];               /* for people */
-    char group[SC_MAX_GROUP];
+    sc_word command[SC_MAX_COMMAND / 8]; /* for people */
+    sc_word group[SC_MAX_GROUP / 8];
     sc_word counters[64];
     sc_word gauges[8];
     struct sc_histogram histograms[7];
@@ -175,7 +176,7 @@ struct sc_layout {
 struct sc_slot {
     sc_word state;                  /* see slot.h */
     sc_word seal;                   /* over all that a reader relies on: sc_seal in slot.h */
-    sc_half about;                  /* bytes of the key, and above 16 bits the layout: 0 for plain bytes, n for entry n - 1 */
+    sc_half about;                  /* see slot.h: bytes of the key, the layout, whether it has several writers */
     sc_half block;                  /* the first of as many as nbytes need */
     sc_word nbytes;
     sc_word key[SC_MAX_KEY / 8];    /* zero-padded; a key of up to 32 bytes shares the state's cache line */

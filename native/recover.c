@@ -79,11 +79,11 @@ static bool sound(const struct sc_segment *s, uint32_t slot, uint64_t state, str
 {
     const struct sc_slot *r = sc_slot(s, slot);
     struct sc_key k;
-    uint32_t bytes = sc_peek32(&r->about) & 0xffff, writers = sc_peek32(&r->writers);
-    if (bytes == 0 || bytes > SC_MAX_KEY || writers == 0 || writers > SC_MAX_LANES || sc_owner_of(state) >= s->g.lanes)
+    uint32_t bytes = sc_key_bytes(sc_peek32(&r->about)), writers = sc_peek32(&r->writers);
+    if (bytes == 0 || bytes > SC_MAX_KEY || (writers > 1) != sc_collective(s, slot) || sc_owner_of(state) >= s->g.lanes)
         return false;
     sc_key_load(&k, (const void *)r->key, bytes, s->seed);
-    return k.hash == sc_peek(&r->hash) && sc_slot_describe(s, slot, state, k.hash, o) &&
+    return k.hash == sc_peek(&r->hash) && sc_key_is(r, &k) && sc_slot_describe(s, slot, state, k.hash, o) &&
            sc_block_unowned(s, (uint32_t)o->block, o->blocks);
 }
 
@@ -102,13 +102,16 @@ static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
     uint64_t state = sc_load(&t->state);
     if (sc_state_of(state) == SC_EVICTING && sc_cas(&t->state, &state, sc_with_state(state, SC_READY)))
         state = sc_with_state(state, SC_READY);
-    if (sc_state_of(state) == SC_FREE)
+    if (sc_state_of(state) == SC_FREE) {
+        sc_poke(&t->seal, 0);
         return;
+    }
     bool abandoned = sc_state_of(state) == SC_WRITING && nobodys(s, slot, state, dead);
     struct sc_object o;
     if (abandoned || sc_state_of(state) > SC_EVICTING || !sound(s, slot, state, &o)) {
         /* A live writer may publish at this moment; then its object stays, and is looked at once more. */
-        if (sc_cas(&t->state, &state, sc_freed(state))) {
+        if (sc_cas(&t->state, &state, abandoned ? sc_freed(state) : sc_freed_far(state))) {
+            sc_poke(&t->seal, 0);
             r->writes += abandoned;
             return;
         }

@@ -43,10 +43,19 @@ static inline uint64_t sc_with_state(uint64_t word, enum sc_state state) { retur
 static inline uint32_t sc_asked(uint64_t word) { return (uint32_t)(word >> 6) & 0x3ff; }
 static inline uint64_t sc_published(uint64_t word) { return sc_with_state(word & ~(SC_ASKED | SC_SEALED), SC_READY); }
 static inline uint64_t sc_freed(uint64_t word) { return (uint64_t)(sc_generation(word) + 1) << 32; }
+/* Of a slot that contradicted itself: past every generation that somebody may remember of it. */
+static inline uint64_t sc_freed_far(uint64_t word) { return (uint64_t)(sc_generation(word) + (1u << 28)) << 32; }
 static inline uint64_t sc_writing(uint64_t word, uint32_t owner, uint64_t flags)
 {
     return (uint64_t)sc_generation(word) << 32 | (uint64_t)owner << 16 | flags | SC_WRITING;
 }
+
+/* slot.about: layout << 16 (0: plain bytes, n: entry n - 1 of the layout table) | several writers << 8 | bytes of the key */
+static inline uint32_t sc_about(uint32_t key_bytes, uint32_t layout, bool several)
+{
+    return layout << 16 | (uint32_t)several << 8 | key_bytes;
+}
+static inline uint32_t sc_key_bytes(uint32_t about) { return about & 0xff; }
 
 /* A key as the core handles it: padded to words, with its hash. */
 struct sc_key { uint64_t words[SC_MAX_KEY / 8], hash; uint32_t bytes, hint; }; /* hint: a slot to try first */
@@ -80,7 +89,7 @@ static inline void sc_key_load(struct sc_key *k, const void *data, uint32_t byte
 /* Valid only if the generation is the same before and after. */
 static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
 {
-    if ((sc_peek32(&slot->about) & 0xffff) != k->bytes)
+    if (sc_key_bytes(sc_peek32(&slot->about)) != k->bytes)
         return false;
     for (uint32_t i = 0; i < (k->bytes + 7) / 8; i++)
         if (sc_peek(&slot->key[i]) != k->words[i])
@@ -91,10 +100,15 @@ static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
 /* What a reader gets to know of an object it has a share of. */
 struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes, hash; };
 
-static inline uint64_t sc_seal(const struct sc_object *o, uint32_t about, bool ready)
+static inline bool sc_several(uint32_t about) { return about >> 8 & 1; }
+
+/* state: only what does not change while the slot is used; of several writers the owner does. */
+static inline uint64_t sc_seal(const struct sc_object *o, uint32_t about, uint64_t state, bool ready)
 {
+    uint64_t of = (state & SC_TEMPORARY) | (sc_several(about) ? 0 : (uint64_t)sc_owner_of(state) << 8);
     uint64_t h = sc_mix(o->hash ^ ((uint64_t)o->generation << 32 | o->slot), UINT64_C(0x9fb21c651e98df25) ^ o->nbytes);
-    return sc_mix(h ^ (o->block << 32 | about), ready ? UINT64_C(0xa0761d6478bd642f) : UINT64_C(0xe7037ed1a0b428db));
+    uint64_t phase = ready ? UINT64_C(0xa0761d6478bd642f) : UINT64_C(0xe7037ed1a0b428db);
+    return sc_mix(h ^ (o->block << 32 | about), phase ^ of) | 1; /* never 0, which a FREE slot has */
 }
 
 /* Bounds-checks what the slot says, and whether it says so of this hash and generation. hash: of the key that was asked
@@ -108,13 +122,14 @@ static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, u
     uint32_t blocks = nbytes <= s->g.capacity ? (uint32_t)((nbytes + s->g.block_size - 1) / s->g.block_size) : 0;
     *o = (struct sc_object){slot, sc_generation(state), about >> 16, blocks, sc_peek32(&r->block), nbytes, hash};
     return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS &&
-           (seal == sc_seal(o, about, true) || (sc_state_of(state) == SC_WRITING && seal == sc_seal(o, about, false)));
+           (seal == sc_seal(o, about, state, true) ||
+            (sc_state_of(state) == SC_WRITING && seal == sc_seal(o, about, state, false)));
 }
 
 /* Several lanes fill this slot together. */
 static inline bool sc_collective(const struct sc_segment *s, uint32_t slot)
 {
-    return sc_peek32(&sc_slot(s, slot)->writers) > 1;
+    return sc_several(sc_peek32(&sc_slot(s, slot)->about));
 }
 
 #endif

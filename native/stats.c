@@ -136,9 +136,9 @@ void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
     info->incarnation = sc_peek32(&l->incarnation);
     info->pid = sc_peek32(&l->pid);
     info->started_ns = sc_peek(&l->started_ns);
-    memcpy(info->command, l->command, sizeof info->command);
+    sc_peek_text(l->command, SC_MAX_COMMAND / 8, info->command);
     info->group_bytes = at_most(sc_peek32(&l->group_bytes), SC_MAX_GROUP);
-    memcpy(info->group, l->group, info->group_bytes);
+    sc_peek_text(l->group, SC_MAX_GROUP / 8, info->group);
     copy_statistics(l, info);
     count_shares(s, lane, info);
     sc_leave(s, 0);

@@ -41,7 +41,7 @@ static void check_run(struct sc_segment *s, uint32_t slot, const struct sc_objec
 static void check_key(struct sc_segment *s, uint32_t slot, uint64_t state, struct report *p)
 {
     const struct sc_slot *r = sc_slot(s, slot);
-    uint32_t bytes = sc_peek32(&r->about) & 0xffff, found;
+    uint32_t bytes = sc_key_bytes(sc_peek32(&r->about)), found;
     uint64_t seen;
     struct sc_key k;
     if (bytes == 0 || bytes > SC_MAX_KEY) {
@@ -69,9 +69,8 @@ static void check_slot(struct sc_segment *s, uint32_t slot, uint32_t *owners, st
         find(p, "slot %u is in state %d while nobody evicts\n", slot, (int)sc_state_of(state));
     if (sc_owner_of(state) >= s->g.lanes)
         find(p, "slot %u names lane %u as its owner\n", slot, sc_owner_of(state));
-    uint32_t writers = sc_peek32(&sc_slot(s, slot)->writers);
-    if (writers == 0 || writers > SC_MAX_LANES)
-        find(p, "slot %u is filled by %u lanes\n", slot, writers);
+    if ((sc_peek32(&sc_slot(s, slot)->writers) > 1) != sc_collective(s, slot))
+        find(p, "slot %u is filled by %u lanes\n", slot, sc_peek32(&sc_slot(s, slot)->writers));
     if (!sc_slot_describe(s, slot, state, sc_peek(&sc_slot(s, slot)->hash), &o)) {
         find(p, "slot %u has a broken seal or lies outside the payload\n", slot);
         return;

@@ -66,15 +66,15 @@ static bool find_room(struct sc_segment *s, uint32_t blocks, uint32_t *block, ui
     return false;
 }
 
-static uint32_t about_of(const struct sc_key *k, const struct sc_object *o) { return k->bytes | o->layout << 16; }
-
-static void fill(struct sc_segment *s, uint32_t slot, const struct sc_key *k, const struct sc_object *o, uint32_t writers,
+/* state: what the slot's is about to be. */
+static void fill(struct sc_segment *s, uint64_t state, const struct sc_key *k, const struct sc_object *o, uint32_t writers,
                  uint64_t now_us)
 {
-    struct sc_slot *r = sc_slot(s, slot);
+    struct sc_slot *r = sc_slot(s, o->slot);
+    uint32_t about = sc_about(k->bytes, o->layout, writers > 1);
     sc_fence_release(); /* the new generation before the new fields; pairs with the fence in index.c */
-    sc_poke32(&r->about, about_of(k, o));
-    sc_poke(&r->seal, sc_seal(o, about_of(k, o), false));
+    sc_poke32(&r->about, about);
+    sc_poke(&r->seal, sc_seal(o, about, state, false));
     for (uint32_t i = 0; i < SC_MAX_KEY / 8; i++)
         sc_poke(&r->key[i], i < (k->bytes + 7) / 8 ? k->words[i] : 0);
     sc_poke(&r->hash, k->hash);
@@ -126,12 +126,17 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
     sc_tally(s, SC_writes_detached, stuck != SC_NO_SLOT);
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
+    if (sc_peek(&sc_slot(s, slot)->seal)) { /* made FREE by a stray store: its last object has the same generation */
+        state = sc_freed_far(state);
+        sc_store(w, state);
+    }
+    state = sc_writing(state, s->lane, terms->temporary ? SC_TEMPORARY : 0);
     struct sc_object o = {slot, sc_generation(state), terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash};
-    fill(s, slot, k, &o, terms->writers, now);
+    fill(s, state, k, &o, terms->writers, now);
     sc_block_use(s, block, (uint32_t)blocks, slot);
     sc_slot_use(s, slot);
     sc_poke(sc_score(s, slot), sc_score_make(s, now, depth, false));
-    sc_store(w, sc_writing(state, s->lane, terms->temporary ? SC_TEMPORARY : 0)); /* releases the fields */
+    sc_store(w, state); /* releases the fields */
     if (terms->writers > 1)
         sc_begin_write(s, slot, o.generation);
     sc_index_insert(s, k->hash, slot);
@@ -278,7 +283,7 @@ static bool seal_ready(struct sc_segment *s, uint32_t slot, uint64_t state)
     struct sc_object o;
     bool sound = sc_slot_describe(s, slot, state, sc_peek(&r->hash), &o);
     uint32_t about = sc_peek32(&r->about);
-    uint64_t seal = sc_seal(&o, about, false), ready = sc_seal(&o, about, true);
+    uint64_t seal = sc_seal(&o, about, state, false), ready = sc_seal(&o, about, state, true);
     /* By compare-and-swap: a thread of this lane that aborts meanwhile may let the slot become another's. */
     if (sound && (sc_cas(&r->seal, &seal, ready) || seal == ready))
         return true;
