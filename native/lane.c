@@ -44,10 +44,7 @@ enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
 uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane)
 {
     const struct sc_lane *l = sc_lane(s, lane);
-    char group[SC_MAX_GROUP];
-    uint32_t bytes = sc_peek32(&l->group_bytes);
-    sc_peek_text(l->group, SC_MAX_GROUP / 8, group);
-    return sc_load32(&l->role) > SC_ROLE_PRIVATE && bytes <= SC_MAX_GROUP ? sc_group_hash(group, bytes) : 0;
+    return sc_load32(&l->role) > SC_ROLE_PRIVATE ? sc_peek32(&l->group_hash) : 0;
 }
 
 int sc_door_open(struct sc_segment *s, uint64_t timeout_us)
@@ -134,6 +131,7 @@ static void write_identity(struct sc_lane *l, const struct sc_member *m, enum sc
     sc_poke32(&l->world_size, m->world_size);
     sc_poke32(&l->group_bytes, m->group_bytes);
     sc_poke_text(l->group, SC_MAX_GROUP / 8, m->group, m->group_bytes);
+    sc_poke32(&l->group_hash, sc_group_hash(m->group, m->group_bytes));
     sc_store32(&l->role, role);
 }
 

@@ -155,7 +155,7 @@ struct sc_lane {
     sc_half world_size;
     sc_half group_bytes;
     sc_half pid;                    /* for people; 0 after a clean close */
-    uint32_t pad;
+    sc_half group_hash;             /* of the group's name; stored before role */
     sc_word started_ns;             /* Unix time of the taking, for people */
     sc_word command[SC_MAX_COMMAND / 8]; /* for people */
     sc_word group[SC_MAX_GROUP / 8];

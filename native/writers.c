@@ -133,15 +133,24 @@ bool sc_detach(struct sc_segment *s, uint32_t slot)
     do {
         if (sc_state_of(state) != SC_WRITING)
             return false;
-        if (state & SC_DETACHED)
-            return true;
-    } while (!sc_cas(w, &state, state | SC_DETACHED));
-    sc_half *detached = &sc_header(s)->detached;
-    sc_poke32(detached, sc_peek32(detached) + 1);
-    sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
+    } while (!(state & SC_DETACHED) && !sc_cas(w, &state, state | SC_DETACHED));
+    if (!(state & SC_DETACHED)) {
+        sc_half *detached = &sc_header(s)->detached;
+        sc_poke32(detached, sc_peek32(detached) + 1);
+        sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
+    }
     if (unfilled(s, slot, state))
         sc_abort(s, slot);
     return true;
+}
+
+/* Not by count: a thread of this lane may finish its part meanwhile. */
+static bool others_fill(const struct sc_segment *s, uint32_t slot, uint64_t state, uint32_t lane)
+{
+    for (uint32_t i = 0; i < sc_lane_limit(s); i++)
+        if (i != lane && stage_of(s, slot, state, i) == SC_STAGE_WRITING)
+            return true;
+    return false;
 }
 
 bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane)
@@ -150,12 +159,13 @@ bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane)
     if (sc_state_of(state) != SC_WRITING)
         return false;
     if (sc_fills(s, slot, state, lane)) {
-        bool alone = !sc_collective(s, slot) || state & SC_SEALED || count_parts(s, slot, state, WRITING) == 1;
-        /* First the key, then the part: who dies between the two is still one that fills. */
-        if (!alone && sc_detach(s, slot))
-            set_stage(s, slot, lane, sc_generation(state), SC_STAGE_NONE);
-        else if (alone)
+        bool alone = !sc_collective(s, slot) || state & SC_SEALED;
+        /* First the key, then the look at the others: who is done later finds the write detached. The own part last: who
+         * dies before is still one that fills. */
+        if (alone || (sc_detach(s, slot) && !others_fill(s, slot, state, lane)))
             sc_abort(s, slot);
+        else
+            set_stage(s, slot, lane, sc_generation(state), SC_STAGE_NONE);
         return true;
     }
     /* A part that is done stays. But who left it may have been about to find that it was the last, or that the write was
