@@ -70,19 +70,20 @@ bool sc_remove(struct sc_segment *s, uint32_t slot, bool force)
     return take_away(s, slot, force, &o);
 }
 
-void sc_abort(struct sc_segment *s, uint32_t slot)
+bool sc_abort(struct sc_segment *s, uint32_t slot)
 {
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
     struct sc_object o;
     do {
         if (sc_state_of(state) != SC_WRITING || !describe(s, slot, state, &o))
-            return;
+            return false;
     } while (!sc_cas(w, &state, sc_freed(state)));
     sc_half *detached = &sc_header(s)->detached;
     if (state & SC_DETACHED)
         sc_poke32(detached, sc_peek32(detached) - (sc_peek32(detached) > 0));
     forget(s, &o, !(state & SC_DETACHED));
+    return true;
 }
 
 static void tally_eviction(struct sc_segment *s, const struct sc_object *o)

@@ -36,8 +36,8 @@ uint64_t sc_evict_one(struct sc_segment *s);
 
 /* Takes a READY object away if it has no shares. force: reserved shares do not count. False: it stays. */
 bool sc_remove(struct sc_segment *s, uint32_t slot, bool force);
-/* WRITING -> FREE: nobody fills it any more. */
-void sc_abort(struct sc_segment *s, uint32_t slot);
+/* WRITING -> FREE: nobody fills it any more. False: it was published, or is damaged. */
+bool sc_abort(struct sc_segment *s, uint32_t slot);
 
 /* The readers' side of recency, without a lock: some keys of a batch, the first at first_depth. *time_us begins as the
  * time of the call and is carried from one part of a batch to the next. */

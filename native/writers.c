@@ -163,19 +163,16 @@ bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane)
         /* First the key, then the look at the others: who is done later finds the write detached. The own part last: who
          * dies before is still one that fills. */
         if (alone || (sc_detach(s, slot) && !others_fill(s, slot, state, lane)))
-            sc_abort(s, slot);
-        else
-            set_stage(s, slot, lane, sc_generation(state), SC_STAGE_NONE);
-        return true;
+            return sc_abort(s, slot);
+        set_stage(s, slot, lane, sc_generation(state), SC_STAGE_NONE);
+        return false;
     }
     /* A part that is done stays. But who left it may have been about to find that it was the last, or that the write was
      * detached; and where the group died with it nobody will come for the rest. */
     bool over = stage_of(s, slot, state, lane) == SC_STAGE_DONE && unfilled(s, slot, state) &&
                 (state & SC_DETACHED || count_parts(s, slot, state, DONE) >= sc_peek32(&sc_slot(s, slot)->writers) ||
                  group_gone(s, slot, lane));
-    if (over)
-        sc_abort(s, slot);
-    return over;
+    return over && sc_abort(s, slot);
 }
 
 bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint64_t now_us)

@@ -45,7 +45,7 @@ enum sc_status sc_finish_part(struct sc_segment *s, uint32_t slot, uint64_t *sta
 bool sc_detach(struct sc_segment *s, uint32_t slot);
 /* Of several writers those that have come are done, and the others did not come within the write lease. */
 bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint64_t now_us);
-/* Under the arena lock: lane, which gave up or died, will not write any more. False: that changed nothing. */
+/* Under the arena lock: lane, which gave up or died, will not write any more. True: nobody fills the slot, it is FREE. */
 bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane);
 
 #endif
