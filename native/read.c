@@ -186,8 +186,10 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
 
 void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation)
 {
+    enum { BRIEFLY_US = 20000 }; /* a release must not wait for a holder that is stopped */
     struct sc_reaped r = {0};
-    if (!sc_share_none(s, slot, generation) || sc_begin(s, s->lock_timeout_us, &r) < 0)
+    uint64_t wait_us = s->lock_timeout_us < BRIEFLY_US ? s->lock_timeout_us : BRIEFLY_US;
+    if (!sc_share_none(s, slot, generation) || sc_begin(s, wait_us, &r) < 0)
         return;
     if (sc_generation(sc_load(&sc_slot(s, slot)->state)) == generation)
         sc_remove(s, slot, false);

@@ -100,13 +100,47 @@ static enum sc_status join(struct sc_segment *s, const struct sc_key *k, const s
     return st;
 }
 
+/* A writer that is stuck loses the key, unless it publishes at this moment, or was found gone meanwhile. */
+static bool take_key(struct sc_segment *s, const struct sc_key *k, uint32_t stuck)
+{
+    uint64_t state;
+    uint32_t slot = sc_index_find(s, k, &state);
+    if (slot == SC_NO_SLOT)
+        return true;
+    bool taken = slot == stuck && sc_detach(s, slot);
+    sc_tally(s, SC_writes_detached, taken);
+    return taken;
+}
+
+/* Makes a FREE slot and a free run this lane's write. */
+static void begin_write(struct sc_segment *s, const struct sc_key *k, const struct demand *d, uint32_t depth,
+                        struct sc_object *o)
+{
+    sc_word *w = &sc_slot(s, o->slot)->state;
+    uint64_t state = sc_load(w);
+    if (sc_peek(&sc_slot(s, o->slot)->seal)) { /* made FREE by a stray store: its last object has the same generation */
+        state = sc_freed_far(state);
+        sc_store(w, state);
+    }
+    state = sc_writing(state, s->lane, d->terms.temporary ? SC_TEMPORARY : 0);
+    o->generation = sc_generation(state);
+    fill(s, state, k, o, d->terms.writers, d->now_us);
+    sc_block_use(s, (uint32_t)o->block, o->blocks, o->slot);
+    sc_slot_use(s, o->slot);
+    sc_poke(sc_score(s, o->slot), sc_score_make(s, d->now_us, depth, false));
+    sc_store(w, state); /* releases the fields */
+    if (d->terms.writers > 1)
+        sc_first_part(s, o->slot, o->generation);
+    sc_index_insert(s, k->hash, o->slot);
+}
+
 static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, const struct demand *d, uint32_t depth,
                               bool *reaped, struct sc_ref *ref)
 {
     const struct sc_terms *terms = &d->terms;
-    uint64_t now = d->now_us, blocks = (terms->nbytes + s->g.block_size - 1) / s->g.block_size;
+    uint64_t blocks = (terms->nbytes + s->g.block_size - 1) / s->g.block_size;
     uint32_t block, slot, stuck;
-    enum sc_status st = clear_the_way(s, k, now, &stuck);
+    enum sc_status st = clear_the_way(s, k, d->now_us, &stuck);
     struct sc_reaped r = {0};
     if (st == SC_IN_FLIGHT && terms->writers > 1)
         return join(s, k, terms, ref);
@@ -121,25 +155,10 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
     }
     if (!found)
         return SC_NO_SPACE;
-    if (stuck != SC_NO_SLOT && !sc_detach(s, stuck))
+    if (stuck != SC_NO_SLOT && !take_key(s, k, stuck))
         return SC_EXISTS;
-    sc_tally(s, SC_writes_detached, stuck != SC_NO_SLOT);
-    sc_word *w = &sc_slot(s, slot)->state;
-    uint64_t state = sc_load(w);
-    if (sc_peek(&sc_slot(s, slot)->seal)) { /* made FREE by a stray store: its last object has the same generation */
-        state = sc_freed_far(state);
-        sc_store(w, state);
-    }
-    state = sc_writing(state, s->lane, terms->temporary ? SC_TEMPORARY : 0);
-    struct sc_object o = {slot, sc_generation(state), terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash};
-    fill(s, state, k, &o, terms->writers, now);
-    sc_block_use(s, block, (uint32_t)blocks, slot);
-    sc_slot_use(s, slot);
-    sc_poke(sc_score(s, slot), sc_score_make(s, now, depth, false));
-    sc_store(w, state); /* releases the fields */
-    if (terms->writers > 1)
-        sc_begin_write(s, slot, o.generation);
-    sc_index_insert(s, k->hash, slot);
+    struct sc_object o = {slot, 0, terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash};
+    begin_write(s, k, d, depth, &o);
     sc_ref_fill(s, &o, terms->temporary, ref);
     return SC_OK;
 }

@@ -62,7 +62,7 @@ static void set_stage(struct sc_segment *s, uint32_t slot, uint32_t lane, uint32
     } while (!sc_cas(w, &old, new));
 }
 
-void sc_begin_write(struct sc_segment *s, uint32_t slot, uint32_t generation)
+void sc_first_part(struct sc_segment *s, uint32_t slot, uint32_t generation)
 {
     set_stage(s, slot, s->lane, generation, SC_STAGE_WRITING);
 }
@@ -77,7 +77,7 @@ enum sc_status sc_join_write(struct sc_segment *s, uint32_t slot, uint64_t state
         return SC_UNLIKE;
     if (stage_of(s, slot, state, s->lane) != SC_STAGE_NONE || count_parts(s, slot, state, WRITING | DONE) >= terms->writers)
         return SC_IN_FLIGHT;
-    sc_begin_write(s, slot, sc_generation(state));
+    sc_first_part(s, slot, sc_generation(state));
     return SC_OK;
 }
 

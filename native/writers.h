@@ -35,7 +35,7 @@ bool sc_forsaken(const struct sc_segment *s, uint32_t slot, uint64_t state);
 struct sc_terms { uint64_t nbytes; uint32_t layout, writers; bool temporary; };
 enum sc_status sc_join_write(struct sc_segment *s, uint32_t slot, uint64_t state, const struct sc_terms *terms);
 /* Under the arena lock, of a slot that is WRITING and that only its holder knows yet: the first part is s's lane's. */
-void sc_begin_write(struct sc_segment *s, uint32_t slot, uint32_t generation);
+void sc_first_part(struct sc_segment *s, uint32_t slot, uint32_t generation);
 
 /* This lane's part is done. SC_OK: it was the last, and *state is sealed for this lane to publish; SC_PART: others are
  * to come; else why not. */
