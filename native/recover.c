@@ -103,6 +103,8 @@ static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
     if (sc_state_of(state) == SC_EVICTING && sc_cas(&t->state, &state, sc_with_state(state, SC_READY)))
         state = sc_with_state(state, SC_READY);
     if (sc_state_of(state) == SC_FREE) {
+        if (sc_peek(&t->seal)) /* who freed it died, or a stray store did */
+            sc_store(&t->state, sc_freed_far(state));
         sc_poke(&t->seal, 0);
         return;
     }

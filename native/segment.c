@@ -96,6 +96,7 @@ static int check(int fd, struct sc_segment *s)
     s->lock_timeout_us = h.lock_timeout_us;
     s->epoch_us = h.epoch_us;
     s->seed = h.seed;
+    s->checksum = h.checksum;
     return 0;
 }
 

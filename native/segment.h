@@ -17,7 +17,8 @@ struct sc_victim { uint64_t score; uint32_t slot, generation; };
 
 struct sc_segment {
     struct sc_geometry g;
-    uint64_t read_lease_us, write_lease_us, lock_timeout_us, epoch_us, seed;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us, epoch_us;
+    uint64_t seed, checksum;     /* of the key hash; of the header */
     uint8_t *base;               /* header .. backed: everything but the payload */
     uint64_t base_bytes;
     int lock_fd;                 /* never mapped: its open file description holds the lane's byte, so that

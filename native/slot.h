@@ -102,11 +102,13 @@ struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nb
 
 static inline bool sc_several(uint32_t about) { return about >> 8 & 1; }
 
-/* state: only what does not change while the slot is used; of several writers the owner does. */
-static inline uint64_t sc_seal(const struct sc_object *o, uint32_t about, uint64_t state, bool ready)
+/* Of the header, too: with another block size the same blocks are other bytes. state: only what does not change while the
+ * slot is used; of several writers the owner does. */
+static inline uint64_t sc_seal(const struct sc_segment *s, const struct sc_object *o, uint32_t about, uint64_t state, bool ready)
 {
     uint64_t of = (state & SC_TEMPORARY) | (sc_several(about) ? 0 : (uint64_t)sc_owner_of(state) << 8);
-    uint64_t h = sc_mix(o->hash ^ ((uint64_t)o->generation << 32 | o->slot), UINT64_C(0x9fb21c651e98df25) ^ o->nbytes);
+    uint64_t h = sc_mix(o->hash ^ s->checksum ^ ((uint64_t)o->generation << 32 | o->slot),
+                        UINT64_C(0x9fb21c651e98df25) ^ o->nbytes);
     uint64_t phase = ready ? UINT64_C(0xa0761d6478bd642f) : UINT64_C(0xe7037ed1a0b428db);
     return sc_mix(h ^ (o->block << 32 | about), phase ^ of) | 1; /* never 0, which a FREE slot has */
 }
@@ -122,8 +124,8 @@ static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, u
     uint32_t blocks = nbytes <= s->g.capacity ? (uint32_t)((nbytes + s->g.block_size - 1) / s->g.block_size) : 0;
     *o = (struct sc_object){slot, sc_generation(state), about >> 16, blocks, sc_peek32(&r->block), nbytes, hash};
     return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS &&
-           (seal == sc_seal(o, about, state, true) ||
-            (sc_state_of(state) == SC_WRITING && seal == sc_seal(o, about, state, false)));
+           (seal == sc_seal(s, o, about, state, true) ||
+            (sc_state_of(state) == SC_WRITING && seal == sc_seal(s, o, about, state, false)));
 }
 
 /* Several lanes fill this slot together. */

@@ -74,7 +74,7 @@ static void fill(struct sc_segment *s, uint64_t state, const struct sc_key *k, c
     uint32_t about = sc_about(k->bytes, o->layout, writers > 1);
     sc_fence_release(); /* the new generation before the new fields; pairs with the fence in index.c */
     sc_poke32(&r->about, about);
-    sc_poke(&r->seal, sc_seal(o, about, state, false));
+    sc_poke(&r->seal, sc_seal(s, o, about, state, false));
     for (uint32_t i = 0; i < SC_MAX_KEY / 8; i++)
         sc_poke(&r->key[i], i < (k->bytes + 7) / 8 ? k->words[i] : 0);
     sc_poke(&r->hash, k->hash);
@@ -302,7 +302,7 @@ static bool seal_ready(struct sc_segment *s, uint32_t slot, uint64_t state)
     struct sc_object o;
     bool sound = sc_slot_describe(s, slot, state, sc_peek(&r->hash), &o);
     uint32_t about = sc_peek32(&r->about);
-    uint64_t seal = sc_seal(&o, about, state, false), ready = sc_seal(&o, about, state, true);
+    uint64_t seal = sc_seal(s, &o, about, state, false), ready = sc_seal(s, &o, about, state, true);
     /* By compare-and-swap: a thread of this lane that aborts meanwhile may let the slot become another's. */
     if (sound && (sc_cas(&r->seal, &seal, ready) || seal == ready))
         return true;
