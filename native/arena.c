@@ -254,7 +254,7 @@ int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r)
     if (rc < 0)
         return rc;
     *r = (struct sc_reaped){0};
-    if (something_to_reap(s) && (rc = sc_begin(s, wait ? s->lock_timeout_us : 0, r)) == 0) {
+    if ((something_to_reap(s) || (wait && sc_any_overdue(s))) && (rc = sc_begin(s, wait ? s->lock_timeout_us : 0, r)) == 0) {
         sc_reap_dead(s, r);
         sc_end(s);
     }

@@ -25,9 +25,12 @@ static void take_shares(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
 
 static void take_writes(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
 {
-    for (uint32_t slot = 0; slot < s->g.slots; slot++)
-        if (sc_state_of(sc_load(&sc_slot(s, slot)->state)) == SC_WRITING)
-            r->writes += sc_abandon(s, slot, lane);
+    uint64_t now = sc_now_us();
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_state_of(state) == SC_WRITING)
+            r->writes += sc_abandon(s, slot, lane) || (sc_overdue(s, slot, state, lane, now) && sc_detach(s, slot));
+    }
 }
 
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r)
@@ -54,16 +57,26 @@ bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r)
     return true;
 }
 
-/* What no death leaves, but writers that never came: room that nobody will use. */
+/* The next write at or after from that waits in vain for more writers; SC_NO_SLOT: none. */
+static uint32_t next_overdue(const struct sc_segment *s, uint32_t from)
+{
+    uint64_t now = sc_now_us();
+    for (uint32_t slot = from; slot < s->g.slots; slot++) {
+        uint64_t state = sc_load(&sc_slot(s, slot)->state);
+        if (sc_state_of(state) == SC_WRITING && sc_overdue(s, slot, state, SC_NO_SLOT, now))
+            return slot;
+    }
+    return SC_NO_SLOT;
+}
+
+bool sc_any_overdue(const struct sc_segment *s) { return next_overdue(s, 0) != SC_NO_SLOT; }
+
 static bool take_overdue(struct sc_segment *s, struct sc_reaped *r)
 {
-    uint64_t now = sc_now_us(), writes = r->writes;
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        if (sc_state_of(state) == SC_WRITING && sc_overdue(s, slot, state, now))
-            r->writes += sc_detach(s, slot);
-    }
-    return r->writes > writes;
+    bool any = false;
+    for (uint32_t slot = 0; (slot = next_overdue(s, slot)) != SC_NO_SLOT; slot++, any = true)
+        r->writes += sc_detach(s, slot);
+    return any;
 }
 
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r)

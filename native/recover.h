@@ -25,6 +25,9 @@ bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
 /* The same for every lane, and for writes that waited in vain for more writers. False: there was none. */
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);
 
+/* Without the lock, a look at every slot: a write waits in vain for more writers. */
+bool sc_any_overdue(const struct sc_segment *s);
+
 /* Rebuilds all that is derived from the slot table. A slot that contradicts itself or another is freed. */
 void sc_recover(struct sc_segment *s, struct sc_reaped *r);
 

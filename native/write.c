@@ -45,7 +45,8 @@ static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k
         return served(s, k, slot, state);
     if (sc_owner_of(state) >= s->g.lanes)
         return SC_IN_FLIGHT; /* damaged; a rebuild frees it */
-    if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us)
+    if (now_us <= sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us &&
+        !sc_overdue(s, slot, state, SC_NO_SLOT, now_us))
         return SC_IN_FLIGHT;
     *stuck = slot;
     return SC_OK;

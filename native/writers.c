@@ -37,7 +37,7 @@ static bool unfilled(const struct sc_segment *s, uint32_t slot, uint64_t state)
     return sc_collective(s, slot) && !(state & SC_SEALED) && !count_parts(s, slot, state, WRITING);
 }
 
-/* Nobody of the group that writes the slot lives, but perhaps the lane that is about to go. */
+/* Nobody of the group that writes the slot lives, but perhaps the lane that is about to go (SC_NO_SLOT: none is). */
 static bool group_gone(const struct sc_segment *s, uint32_t slot, uint32_t lane)
 {
     uint32_t group = sc_peek32(&sc_slot(s, slot)->group);
@@ -168,14 +168,14 @@ bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane)
         return false;
     }
     /* A part that is done stays. But who left it may have been about to find that it was the last, or that the write was
-     * detached; and where the group died with it nobody will come for the rest. */
+     * detached. */
     bool over = stage_of(s, slot, state, lane) == SC_STAGE_DONE && unfilled(s, slot, state) &&
-                (state & SC_DETACHED || count_parts(s, slot, state, DONE) >= sc_peek32(&sc_slot(s, slot)->writers) ||
-                 group_gone(s, slot, lane));
+                (state & SC_DETACHED || count_parts(s, slot, state, DONE) >= sc_peek32(&sc_slot(s, slot)->writers));
     return over && sc_abort(s, slot);
 }
 
-bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint64_t now_us)
+bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint32_t lane, uint64_t now_us)
 {
-    return now_us > sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us && unfilled(s, slot, state);
+    return unfilled(s, slot, state) && (now_us > sc_peek(&sc_slot(s, slot)->reserved_us) + s->write_lease_us ||
+                                        group_gone(s, slot, lane));
 }

@@ -43,8 +43,9 @@ enum sc_status sc_finish_part(struct sc_segment *s, uint32_t slot, uint64_t *sta
 
 /* Under the arena lock: the key of a write is free again, its memory stays while somebody fills it. False: it was published. */
 bool sc_detach(struct sc_segment *s, uint32_t slot);
-/* Of several writers those that have come are done, and the others did not come within the write lease. */
-bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint64_t now_us);
+/* Of several writers those that have come are done, and the others did not come within the write lease, or never will:
+ * nobody of the group lives, but perhaps the lane that is about to go (SC_NO_SLOT: none is). */
+bool sc_overdue(const struct sc_segment *s, uint32_t slot, uint64_t state, uint32_t lane, uint64_t now_us);
 /* Under the arena lock: lane, which gave up or died, will not write any more. True: nobody fills the slot, it is FREE. */
 bool sc_abandon(struct sc_segment *s, uint32_t slot, uint32_t lane);
 

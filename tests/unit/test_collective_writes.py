@@ -295,12 +295,15 @@ def test_a_successor_does_not_repeat_a_part_that_is_done(ranks: list[Cache], joi
     assert again.lookup([b"k"]) == 1
 
 
-def test_a_group_that_is_gone_leaves_no_part(join: Join) -> None:
-    group = [join("engine", rank, 3) for rank in range(2)]
-    for rank in group:
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_the_last_of_a_group_to_go_takes_its_parts_along(join: Join, order: tuple[int, ...]) -> None:
+    group = [join("engine", rank, 3) for rank in range(3)]
+    for rank in group[:2]:
         assert rank.reserve_write([b"k"], PART, writers=3).publish() == [OK]
-        rank.close()
     other = join()
+    for rank in order:
+        assert other.status([b"k"]) == [IN_FLIGHT]
+        group[rank].close()
     assert other.status([b"k"]) == [NOT_FOUND]
     is_sound_and_empty(other)
 
