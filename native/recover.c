@@ -108,8 +108,8 @@ static bool nobodys(const struct sc_segment *s, uint32_t slot, uint64_t state, c
     return sc_owner_of(state) < s->g.lanes && dead[sc_owner_of(state)];
 }
 
-/* One slot's part in the maps. */
-static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struct sc_reaped *r)
+/* One slot's part in the maps. True: it is a write that is detached. */
+static bool recount(struct sc_segment *s, uint32_t slot, const bool *dead, struct sc_reaped *r)
 {
     struct sc_slot *t = sc_slot(s, slot);
     uint64_t state = sc_load(&t->state);
@@ -119,7 +119,7 @@ static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
         if (sc_peek(&t->seal)) /* who freed it died, or a stray store did */
             sc_store(&t->state, sc_freed_far(state));
         sc_poke(&t->seal, 0);
-        return;
+        return false;
     }
     bool abandoned = sc_state_of(state) == SC_WRITING && nobodys(s, slot, state, dead);
     struct sc_object o;
@@ -128,15 +128,14 @@ static void recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
         if (sc_cas(&t->state, &state, abandoned ? sc_freed(state) : sc_freed_far(state))) {
             sc_poke(&t->seal, 0);
             r->writes += abandoned;
-            return;
+            return false;
         }
         if (!sound(s, slot, state, &o))
-            return;
+            return false;
     }
     sc_block_use(s, (uint32_t)o.block, o.blocks, slot);
     sc_slot_use(s, slot);
-    if (sc_state_of(state) == SC_WRITING && state & SC_DETACHED)
-        sc_poke32(&sc_header(s)->detached, sc_peek32(&sc_header(s)->detached) + 1);
+    return sc_state_of(state) == SC_WRITING && state & SC_DETACHED;
 }
 
 void sc_recover(struct sc_segment *s, struct sc_reaped *r)
@@ -144,11 +143,12 @@ void sc_recover(struct sc_segment *s, struct sc_reaped *r)
     bool dead[SC_MAX_LANES] = {false};
     for (uint32_t lane = 0; lane < s->g.lanes; lane++)
         dead[lane] = !sc_lane_held(s, lane);
-    sc_poke32(&sc_header(s)->detached, 0);
     sc_maps_clear(s);
     uint64_t writes = r->writes;
+    uint32_t detached = 0;
     for (uint32_t slot = 0; slot < s->g.slots; slot++)
-        recount(s, slot, dead, r);
+        detached += recount(s, slot, dead, r);
+    sc_poke32(&sc_header(s)->detached, detached); /* never lower meanwhile than it is: see sc_detach */
     sc_index_rebuild(s);
     s->victim_count = s->victim_next = 0;
     sc_poke32(&s->suspect, 0);

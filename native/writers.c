@@ -129,16 +129,20 @@ enum sc_status sc_finish_part(struct sc_segment *s, uint32_t slot, uint64_t *sta
 bool sc_detach(struct sc_segment *s, uint32_t slot)
 {
     sc_word *w = &sc_slot(s, slot)->state;
+    sc_half *count = &sc_header(s)->detached;
     uint64_t state = sc_load(w);
-    do {
-        if (sc_state_of(state) != SC_WRITING)
-            return false;
-    } while (!(state & SC_DETACHED) && !sc_cas(w, &state, state | SC_DETACHED));
-    if (!(state & SC_DETACHED)) {
-        sc_half *detached = &sc_header(s)->detached;
-        sc_poke32(detached, sc_peek32(detached) + 1);
-        sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
+    if (sc_state_of(state) == SC_WRITING && !(state & SC_DETACHED)) {
+        /* Counted first, which the mark releases: who finds its write gone from the index looks for it if any counts. */
+        sc_poke32(count, sc_peek32(count) + 1);
+        while (sc_state_of(state) == SC_WRITING && !sc_cas(w, &state, state | SC_DETACHED))
+            ;
+        if (sc_state_of(state) == SC_WRITING)
+            sc_index_remove(s, sc_peek(&sc_slot(s, slot)->hash), slot);
+        else
+            sc_poke32(count, sc_peek32(count) - 1); /* published at this moment */
     }
+    if (sc_state_of(state) != SC_WRITING)
+        return false;
     if (unfilled(s, slot, state))
         sc_abort(s, slot);
     return true;
