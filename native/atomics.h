@@ -53,6 +53,14 @@ static inline bool sc_cas(sc_word *w, uint64_t *seen, uint64_t v)
     return atomic_compare_exchange_strong_explicit(w, seen, v, memory_order_seq_cst, memory_order_seq_cst);
 }
 
+/* Never lowers the word. */
+static inline void sc_raise(sc_word *w, uint64_t v)
+{
+    uint64_t seen = sc_peek(w);
+    while (seen < v && !sc_cas(w, &seen, v))
+        ;
+}
+
 /* Text in words, relaxed: a reader may see parts of two texts, and bears it. */
 static inline void sc_poke_text(sc_word *to, uint32_t words, const char *from, uint32_t bytes)
 {

@@ -221,8 +221,9 @@ void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32
 
 bool sc_grant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks, uint64_t lease_until_us)
 {
-    /* Before the shares, whose compare-and-swaps release it: an evictor that sees one sees its lease. */
-    sc_poke(&sc_slot(s, slot)->lease_until_us, lease_until_us);
+    /* Before the shares, whose compare-and-swaps release it: an evictor that sees one sees its lease. Never shorter: who
+     * was stopped since it read the clock must not end the shares of others. */
+    sc_raise(&sc_slot(s, slot)->lease_until_us, lease_until_us);
     for (uint32_t i = 0; i < ranks; i++)
         if (!sc_share_grant(s, s->rank_lanes[i], slot, generation)) {
             sc_ungrant(s, slot, generation, i);
