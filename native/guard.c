@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "guard.h"
 
+#include "lane.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -31,10 +33,12 @@ static bool survived(struct sc_segment *s, char *at)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     char *from = at - (uintptr_t)at % page;
-    if (within(at, s->base, s->base_bytes) ? !zeros(s->base, s->base_bytes)
-                                           : !within(at, payload, payload_bytes) || !zeros(from, page))
+    bool metadata = within(at, s->base, s->base_bytes);
+    if (metadata ? !zeros(s->base, s->base_bytes) : !within(at, payload, payload_bytes) || !zeros(from, page))
         return false;
     sc_store32(&s->damaged, 1);
+    if (metadata)
+        sc_store32(&s->blind, 1);
     return true;
 }
 
@@ -86,6 +90,9 @@ int64_t sc_unguard(struct sc_segment *s, int64_t rc)
 {
     if (--depth == 0)
         inside = NULL;
+    /* The arena lock, if this lane has it, stays taken in the file: others must find its holder dead, and the cut. */
+    if (sc_load32(&s->blind) && s->lane != SC_NO_SLOT)
+        sc_lane_let_go(s);
     return sc_load32(&s->damaged) && rc != SC_E_CLOSED ? SC_E_DAMAGED : rc;
 }
 

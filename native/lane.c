@@ -31,6 +31,12 @@ bool sc_lane_held(const struct sc_segment *s, uint32_t lane)
     return fcntl(s->lock_fd, F_OFD_GETLK, &f) < 0 || f.l_type != F_UNLCK;
 }
 
+void sc_lane_let_go(struct sc_segment *s)
+{
+    struct flock f = byte_of(s, s->lane, F_UNLCK);
+    fcntl(s->lock_fd, F_OFD_SETLK, &f);
+}
+
 enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
 {
     const struct sc_lane *l = sc_lane(s, lane);

@@ -21,6 +21,8 @@ struct sc_member { const char *group; uint32_t group_bytes; int32_t rank; uint32
 
 /* True while some process holds the lane's byte. This process's own lane counts as held. */
 bool sc_lane_held(const struct sc_segment *s, uint32_t lane);
+/* This process's own lane is dead for all others from here on. */
+void sc_lane_let_go(struct sc_segment *s);
 enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane);
 
 /* A hash of the name of the lane's group; 0 for a lane without one. */

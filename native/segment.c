@@ -199,7 +199,7 @@ int sc_enter(struct sc_segment *s)
     else if (sc_load32(&s->damaged))
         rc = SC_E_DAMAGED;
     else if (s->lane != SC_NO_SLOT && sc_peek32(&sc_lane(s, s->lane)->incarnation) != s->incarnation)
-        rc = SC_E_FENCED;
+        rc = sc_whole(s) ? SC_E_FENCED : SC_E_DAMAGED; /* zeros, where the file was cut within the row's page */
     return rc < 0 ? (int)sc_leave(s, rc) : 0;
 }
 

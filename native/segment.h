@@ -30,6 +30,7 @@ struct sc_segment {
     pthread_mutex_t mutex;       /* the threads of this process take turns at the arena lock */
     sc_half users;               /* threads inside the core */
     sc_half closed;              /* 1: closed; 2: forked */
+    sc_half blind;               /* the mapping is zeros of this process alone: guard.h */
     sc_half damaged;             /* the file was cut under its mapping: guard.h */
     sc_half suspect;             /* something contradicted itself: rebuild at the next hold of the arena lock */
     sc_half lane_limit;          /* the highest that this process has seen in the header */
