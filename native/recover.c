@@ -123,9 +123,10 @@ static bool recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
     }
     bool abandoned = sc_state_of(state) == SC_WRITING && nobodys(s, slot, state, dead);
     struct sc_object o;
-    if (abandoned || sc_state_of(state) > SC_EVICTING || !sound(s, slot, state, &o)) {
+    bool whole = sc_state_of(state) <= SC_EVICTING && sound(s, slot, state, &o);
+    if (abandoned || !whole) {
         /* A live writer may publish at this moment; then its object stays, and is looked at once more. */
-        if (sc_cas(&t->state, &state, abandoned ? sc_freed(state) : sc_freed_far(state))) {
+        if (sc_cas(&t->state, &state, whole ? sc_freed(state) : sc_freed_far(state))) {
             sc_poke(&t->seal, 0);
             r->writes += abandoned;
             return false;

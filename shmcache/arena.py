@@ -18,6 +18,10 @@ MAX_GROUP: Final = 64  #: bytes of UTF-8
 _RACES: Final = 1000  #: how often attach starts over because the arena came or went under it
 
 
+class _OldArenaError(errors.ArenaDamagedError):
+    """It was made before the last boot."""
+
+
 def create(name: str, config: ArenaConfig) -> None:
     """Makes the arena ``name``. It is there whole or not at all.
 
@@ -113,7 +117,8 @@ def inspect(name: str) -> ArenaInfo:
         check(name, handle, lib.sc_intact(handle))
         _check_boot(name, handle)
     except (errors.ArenaDamagedError, errors.ArenaVersionError) as error:
-        return ArenaInfo(name, path, os.fstat(fd).st_size, problem=str(error))
+        old = isinstance(error, _OldArenaError)
+        return ArenaInfo(name, path, os.fstat(fd).st_size, problem=str(error), old=old)
     finally:
         os.close(fd)
     return info
@@ -209,7 +214,7 @@ def _check_boot(name: str, handle: Handle) -> None:
     info = ffi.new("struct sc_info *")
     lib.sc_get_info(handle, info)
     if bytes(ffi.buffer(info.boot_id, 16)) != segment.boot_id():
-        raise errors.ArenaDamagedError(
+        raise _OldArenaError(
             f"arena {name!r}: it was made before the last boot, so nothing in it is current; remove it with "
             f"shmcache-cleanup --force {name}"
         )

@@ -185,6 +185,7 @@ class ArenaInfo:
     path: str
     segment_bytes: int
     problem: str | None = None
+    old: bool = False  #: made before the last boot, so that nobody can be attached
     fingerprint: str = ""
     created: float = 0.0  #: Unix time, seconds
     read_lease_s: float = 0.0
@@ -199,7 +200,8 @@ class ArenaInfo:
     @property
     def stale(self) -> bool:
         """True where no process is attached: what ``shmcache-cleanup --stale`` removes."""
-        return self.problem is None and not any(lane.state == "alive" for lane in self.lanes)
+        readable = self.problem is None
+        return self.old or (readable and not any(lane.state == "alive" for lane in self.lanes))
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers, for JSON."""

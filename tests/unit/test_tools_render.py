@@ -209,7 +209,7 @@ def test_json_has_a_stable_shape() -> None:
     assert document["schema"] == JSON_SCHEMA == 1
     first, second = document["arenas"]
     assert set(first) == {
-        *("name", "path", "segment_bytes", "problem", "fingerprint", "created", "read_lease_s"),
+        *("name", "path", "segment_bytes", "problem", "old", "fingerprint", "created", "read_lease_s"),
         *("write_lease_s", "lock_timeout_s", "lane_limit", "layouts", "lock", "stats", "lanes", "stale"),
     }
     assert set(first["stats"]) == {

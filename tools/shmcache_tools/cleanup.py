@@ -62,10 +62,13 @@ class Choice:
 
     @property
     def refused(self) -> bool:
-        return (bool(self.live) or self.info.problem is not None) and not self.force
+        unreadable = self.info.problem is not None and not self.info.old
+        return (bool(self.live) or unreadable) and not self.force
 
     def why(self) -> str:
         """The reason for or against destroying it, with what would be lost."""
+        if self.info.old:
+            return f"made before the last boot; {size_text(self.info.segment_bytes)}"
         if self.info.problem is not None:
             return f"cannot be read: {printable(self.info.problem)}"
         if self.live:
