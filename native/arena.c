@@ -126,20 +126,12 @@ static void vacate(struct sc_segment *s, struct sc_reaped *r)
     sc_store32(&l->reaped, s->incarnation);
 }
 
-/* What the header's limit must not fall below. */
-static void remember_lanes(struct sc_segment *s)
-{
-    for (uint32_t lane = 0; lane < s->g.lanes; lane++)
-        if (sc_peek32(&sc_lane(s, lane)->incarnation) || sc_peek32(&sc_lane(s, lane)->role))
-            sc_poke32(&s->lane_limit, lane + 1);
-}
-
 static int join_in_door(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
 {
     struct sc_reaped r = {0};
     if (sc_load32(&sc_header(s)->retired))
         return SC_E_RETIRED;
-    remember_lanes(s);
+    sc_lanes_remember(s);
     int rc = sc_group_check(s, m);
     int expected = rc < 0 ? rc : sc_lane_take(s, m, pid);
     if (expected < 0)

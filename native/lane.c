@@ -121,6 +121,13 @@ uint32_t sc_lane_find(const struct sc_segment *s, const struct sc_member *m)
     return SC_NO_SLOT;
 }
 
+void sc_lanes_remember(struct sc_segment *s)
+{
+    for (uint32_t lane = sc_peek32(&s->lane_limit); lane < s->g.lanes; lane++)
+        if (sc_peek32(&sc_lane(s, lane)->incarnation) || sc_peek32(&sc_lane(s, lane)->role))
+            sc_poke32(&s->lane_limit, lane + 1);
+}
+
 static void raise_limit(struct sc_segment *s, uint32_t lane)
 {
     /* Before the lane's first share (both sequentially consistent): an evictor that marked a slot and then read

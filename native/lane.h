@@ -37,6 +37,9 @@ void sc_door_shut(struct sc_segment *s);
  * 1: the lane was set aside for this rank, and its reserved shares were granted to it: keep them. */
 int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid);
 
+/* What the header's limit must not fall below: lanes that were ever taken. */
+void sc_lanes_remember(struct sc_segment *s);
+
 /* In the door: the lane set aside for a rank of m's group, or SC_NO_SLOT. */
 uint32_t sc_lane_of_rank(const struct sc_segment *s, const struct sc_member *m, uint32_t rank);
 

@@ -162,6 +162,8 @@ int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r)
     int rc = sc_lock_take(s, timeout_us);
     if (rc < 0)
         return rc;
+    if (sc_load32(&sc_header(s)->lane_limit) < sc_peek32(&s->lane_limit))
+        sc_lanes_remember(s); /* it only grows: a lie, and others may have come since */
     /* Who holds the lock is the only one that rebuilds: that somebody else is in the midst of it is a lie, or a death. */
     sc_tally(s, SC_lock_steals, s->stolen);
     if (s->stolen || sc_peek32(&s->suspect) || sc_peek(&sc_header(s)->index_seq) & 1)
