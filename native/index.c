@@ -77,6 +77,8 @@ static enum match probe(const struct sc_segment *s, const struct sc_key *k, uint
         if (m != NO)
             return m;
     }
+    /* At least half of a sound index is empty. */
+    sc_poke32((sc_half *)&s->suspect, 1);
     return NO;
 }
 
