@@ -13,7 +13,7 @@ from shmcache import Counters, Status
 from shmcache_tools.torture_check import check
 from shmcache_tools.torture_counts import check_counters
 from shmcache_tools.torture_history import Audit, History, history_of, history_text
-from shmcache_tools.torture_log import COLLECTIVE, FORCE, TEMPORARY, Code, Log, Op, status_text
+from shmcache_tools.torture_log import COLLECTIVE, FORCE, RECORD_WORDS, TEMPORARY, Code, Log, Op, status_text
 from shmcache_tools.torture_objects import (
     PART_BYTES,
     VERSION_BITS,
@@ -67,7 +67,7 @@ class Script:
         head = op | (not whole) << 8 | flags << 16 | aux << 32
         word = 0 if whole else key | status << 8 | version << 16
         times = (int((begin + origin) * _US), 0 if end is None else int((end + origin) * _US))
-        self._logs[slot].append(struct.pack("<8Q", *times, head, ref, word, 0, 0, 0))
+        self._logs[slot].append(struct.pack("<16Q", *times, head, ref, word, *[0] * 11))
         return len(self._logs[slot]) - 1
 
     def put(self, begin: float, version: int, *, slot: int = ALONE, key: int = 0) -> None:
@@ -676,9 +676,9 @@ def test_a_log_outlives_its_process() -> None:
     assert log.pending() is None
     log.begin(Op.DELETE, [0], flags=FORCE)
     assert log.pending() is not None
-    assert log.pending() == (Op.DELETE, log.words[2 * 8])
+    assert log.pending() == (Op.DELETE, log.words[2 * RECORD_WORDS])
     log.settle()
-    log.note_death(log.words[2 * 8] + 1)
+    log.note_death(log.words[2 * RECORD_WORDS] + 1)
     events = history_of(PLAN, [b""] * 3 + [log.data()] + [b""] * 4).events
     assert [(Op(op).name, status_text(status)) for op, status in zip(events.op, events.status, strict=True)] == [
         ("DELETE", "PENDING"),
