@@ -5,6 +5,8 @@
  *
  *   transition                    by whom                                              how
  *   FREE(g)     -> WRITING(g)     holder of the arena lock, for itself (the owner)     store, release
+ *   FREE(g)     -> FREE(g+2^28)   holder of the arena lock: its seal says that it was    store
+ *                                 freed by a stray store, or by somebody who died
  *   WRITING(g)  -> +detached      holder of the arena lock: the lease is over, or one   compare-and-swap
  *                                 of several writers gave up or died
  *   WRITING(g)  -> +asked, +sealed   one of several writers; see writers.h             compare-and-swap
