@@ -1,24 +1,24 @@
-/* A grant against the revocation of leases: one slot, the share word of one rank's lane, a granter in another lane, the
- * rank, an evictor that holds the arena lock, and a clock. The protocol of share.h and evict.h:
+/* A grant against eviction: one slot, the share word of one rank's lane, a granter in another lane, the rank, evictors of
+ * which the second comes when the first is done or dead, and a clock. The protocol of read.c, share.h and evict.c:
  *
- *   granter  stores the lease; adds a reserved share to the rank's word (compare-and-swap); looks at the state word:
- *            READY, or EVICTING set back to READY, is OK, anything else means undo. May take back what it granted,
- *            and grant anew
+ *   granter  stores the lease; adds a reserved share to the rank's word (compare-and-swap); looks at the state word: READY,
+ *            or EVICTING set back to READY, is OK, anything else means undo (visit_grant). May take back what it granted
  *   rank     claims a reserved share, else takes a fresh one; looks at the state word in the same way; releases
- *   evictor  marks EVICTING; reads the share word and only then the lease; where shares are reserved and the lease is
- *            over, takes them by compare-and-swap from the word that it read, and reads the lease once more: where it
- *            runs, what was taken may have been granted just now (the word looks the same when one grant is taken back
- *            and another is made), and is put back; EVICTING -> FREE by compare-and-swap
+ *   evictor  marks EVICTING; reads the word and only then the lease: held, or reserved while the lease runs, means back to
+ *            READY (sc_share_any); else EVICTING -> FREE with a new generation by compare-and-swap, which leaves an expired
+ *            reserved share in the word, where it counts as zero (mark, finish)
+ *   thief    finds the first evictor dead in the arena lock, and sets EVICTING back to READY (sc_recover)
  *   clock    ends the lease
  *
- * What must hold: a share whose grant was OK is in the word until it is claimed, taken back, or its lease has ended.
- * For an instant it may be in the evictor's hand; who takes it back then is told that there is none, and the share
- * that is put back ends with its lease.
+ * Any of them may stop for ever at any step: nobody here waits for a living one, and the first evictor may die (provided).
+ * What must hold: the object of a share whose grant was answered OK stays until the share is claimed, taken back, or its
+ * lease has ended; and that of a held share until it is released.
  *
  * GRANTS, READS, EVICTIONS, LAPSES: how often each process does what it does.
- * MUTATION (0: none) leaves out one step of the protocol, and must make the check fail:
- *   1 the lease is read before the word   2 the lease is not read again   3 the granter does not look again
- *   4 what is put back does not renew the generation of a word that a late reader has set back
+ * MUTATION (0: none) leaves out one step of the protocol, or swaps two, and must make the check fail:
+ *   1 the evictor looks before it marks                         2 the granter does not look again
+ *   3 the granter takes EVICTING for good and does not set it back
+ *   4 the rank does not look again                              5 EVICTING -> FREE by a plain store
  */
 #define READY 2
 #define EVICTING 3
@@ -37,27 +37,42 @@
 #ifndef MUTATION
 #define MUTATION 0
 #endif
-#define NONE 255
 
-byte state = READY, gen = 0;      /* one word */
+byte state = READY, gen = 0;      /* one word; what is freed is written anew at once */
 byte wgen = 0, res = 0, held = 0; /* the rank's share word */
 bool lease = false;               /* it runs; at first no grant was made, and it is over */
+bool gone = false, dead = false;  /* the first evictor */
 
-/* Where the granter's latest share is; for assertions only. */
-mtype = { nowhere, in_word, claimed, in_hand, revoked };
-mtype share = nowhere;
-bool lapsed = false; /* the lease has ended since the granter stored it */
+/* For assertions only. */
+bool promised = false; /* a share of this generation was granted, OK, is in the word, and its lease runs */
+bool holding = false;  /* the rank holds one and has looked */
 
-#define IN_WORD(g) (wgen == g && res > 0)
 #define THERE(g) (state == READY && gen == g)
 
-/* The look at the state word after the own change: ok says whether the object of g is still there. */
-inline confirm(g, ok) {
-  if
-  :: d_step { THERE(g) -> ok = true }
-  :: d_step { state == EVICTING && gen == g -> state = READY; ok = true }
-  :: d_step { gen != g -> ok = false }
+inline store_lease() { lease = true }
+
+inline add_reserved() {
+  d_step {
+    if
+    :: held + res > 0 && wgen > g -> ok = false
+    :: else -> ok = true; if :: wgen == g -> res++ :: else -> wgen = g; res = 1; held = 0 fi
+    fi
+  }
+}
+
+/* sc_share_confirm; the answer is given in the same step. */
+#define CONFIRM(back, answer) \
+  if \
+  :: d_step { THERE(g) -> ok = true; answer } \
+  :: d_step { state == EVICTING && gen == g -> ok = true; if :: back -> state = READY :: else -> skip fi; answer } \
+  :: d_step { gen != g -> ok = false } \
   fi
+
+inline take_back() {
+  d_step {
+    if :: wgen == g && res > 0 -> res-- :: else -> skip fi;
+    if :: wgen != g || res == 0 -> promised = false :: else -> skip fi
+  }
 }
 
 proctype granter() {
@@ -66,35 +81,20 @@ proctype granter() {
   :: n < GRANTS ->
      n++;
      g = gen;
-     d_step { lease = true; lapsed = false }
-     d_step {
-       if
-       :: held + res > 0 && wgen > g -> ok = false
-       :: else ->
-          ok = true;
-          if :: wgen == g -> res++ :: else -> wgen = g; res = 1; held = 0 fi;
-          share = in_word
-       fi
-     }
+     store_lease();
+     add_reserved();
      if
      :: !ok -> skip
      :: else ->
-        if :: MUTATION != 3 -> confirm(g, ok) :: else -> skip fi;
+#if MUTATION == 2
+        d_step { promised = (wgen == g && res > 0 && lease) }
+#else
+        CONFIRM(MUTATION != 3, promised = (wgen == g && res > 0 && lease));
+#endif
         if
-        :: ok ->
-           d_step { assert(share == in_word || share == claimed || share == in_hand || lapsed) }
-           d_step { assert(gen == g || share != in_word || lapsed) }
-           if
-           :: break /* it is the rank's */
-           :: d_step {
-                if
-                :: IN_WORD(g) -> res--
-                :: else -> assert(share == claimed || share == in_hand || lapsed)
-                fi;
-                share = nowhere
-              }
-           fi
-        :: else -> d_step { if :: IN_WORD(g) -> res-- :: else -> skip fi; share = nowhere }
+        :: ok && n == GRANTS -> break /* it is the rank's */
+        :: ok -> take_back()
+        :: !ok -> take_back()
         fi
      fi
   :: n >= GRANTS -> break
@@ -113,8 +113,8 @@ proctype rank() {
        :: else ->
           ok = true;
           if
-          :: IN_WORD(g) -> res--; held++; if :: share == in_word -> share = claimed :: else -> skip fi
-          :: !IN_WORD(g) && wgen == g -> held++
+          :: wgen == g && res > 0 -> res--; held++; if :: res == 0 -> promised = false :: else -> skip fi
+          :: wgen == g && res == 0 -> held++
           :: else -> wgen = g; held = 1; res = 0
           fi
        fi
@@ -122,70 +122,70 @@ proctype rank() {
      if
      :: !ok -> skip
      :: else ->
-        confirm(g, ok);
+#if MUTATION == 4
+        holding = true;
+#else
+        CONFIRM(true, holding = true);
+#endif
         if :: ok -> assert(gen == g) :: else -> skip fi;
-        d_step { if :: wgen == g && held > 0 -> held-- :: else -> assert(!ok) fi }
+        d_step { holding = false; if :: wgen == g && held > 0 -> held-- :: else -> assert(!ok) fi }
      fi
   :: n >= READS -> break
   od
 }
 
-proctype evictor() {
-  byte n = 0, saw, taken; bool over, busy;
-  do
-  :: n < EVICTIONS ->
-     n++;
-     busy = false;
-     d_step { assert(state == READY); state = EVICTING }
+inline mark() { d_step { state == READY -> state = EVICTING } }
+
+inline evict() {
+#if MUTATION != 1
+  mark();
+#endif
+  d_step { busy = (wgen == gen && held > 0); saw = (wgen == gen && held == 0 && res > 0) }
+  if
+  :: saw ->
      over = !lease;
-     if
-     :: d_step { wgen == gen && held > 0 -> busy = true }
-     :: d_step { wgen == gen && held == 0 && res > 0 -> saw = res }
-        if :: MUTATION != 1 -> over = !lease :: else -> skip fi;
-        if
-        :: !over -> busy = true
-        :: else ->
-           d_step {
-             if
-             :: wgen == gen && held == 0 && res == saw ->
-                taken = res;
-                res = 0;
-                if :: share == in_word -> share = in_hand :: else -> skip fi
-             :: else -> busy = true; taken = 0 /* the core reads it again */
-             fi
-           }
-           if
-           :: taken > 0 && lease && MUTATION != 1 && MUTATION != 2 -> /* put back, as a grant is made */
-              busy = true;
-              d_step {
-                if
-                :: wgen == gen || MUTATION == 4 -> res = res + taken
-                :: else -> wgen = gen; res = taken; held = 0
-                fi;
-                if :: share == in_hand -> share = in_word :: else -> skip fi
-              }
-           :: else -> d_step { if :: share == in_hand -> assert(lapsed); share = revoked :: else -> skip fi }
-           fi
-        fi
-     :: d_step { wgen != gen || held + res == 0 -> skip }
-     fi;
-     d_step {
-       if
-       :: state == EVICTING && busy -> state = READY
-       :: state == EVICTING && !busy -> gen++; state = READY /* and written anew */
-       :: else -> skip
-       fi
-     }
-  :: n >= EVICTIONS -> break
-  od
+     busy = !over
+  :: else -> skip
+  fi;
+#if MUTATION == 1
+  mark();
+#endif
+  d_step {
+    if
+    :: state == EVICTING && busy -> state = READY
+    :: (state == EVICTING || MUTATION == 5) && !busy -> assert(!promised && !holding); gen++; state = READY
+    :: else -> skip
+    fi;
+    busy = false; saw = false; over = false
+  }
 }
+
+proctype evictor() provided (!dead) {
+  byte n = 0; bool over, busy, saw;
+  do
+  :: n < EVICTIONS -> n++; evict()
+  :: n >= EVICTIONS -> break
+  od;
+  gone = true
+}
+
+proctype thief() {
+  bool over, busy, saw;
+  if
+  :: gone
+  :: dead -> d_step { if :: state == EVICTING -> state = READY :: else -> skip fi }
+  fi;
+  evict()
+}
+
+proctype killer() { if :: !gone -> dead = true :: skip fi }
 
 proctype clock() {
   byte n = 0;
   do
-  :: n < LAPSES -> n++; d_step { lease = false; lapsed = true }
+  :: n < LAPSES -> n++; d_step { lease = false; promised = false }
   :: n >= LAPSES -> break
   od
 }
 
-init { atomic { run granter(); run rank(); run evictor(); run clock() } }
+init { atomic { run granter(); run rank(); run evictor(); run thief(); run killer(); run clock() } }

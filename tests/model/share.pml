@@ -11,13 +11,13 @@
  * Any process may stop for ever at the marked places: a dead lane's shares count no more (here at once, in the core
  * after it is reaped), its lock is stolen, what it was writing is freed. spin's model is sequentially consistent: this
  * checks the protocol, not the fences. content = which generation's bytes lie in the blocks. A reader that holds a
- * share must see its own generation's bytes, and a reserved share that no lease revoked must be worth as much.
+ * share must see its own generation's bytes, and a reserved share whose lease runs must be worth as much.
  *
  * READS, WRITES: how often each reader reads and each writer writes.
  * MUTATION (0: none) leaves out one step of the protocol, and must make the check fail:
  *   1 the reader does not look again   2 the evictor scans before it marks   3 EVICTING -> FREE by a plain store
  *   4 the word's generation may go back   5 READY before the grant   6 READY before the bytes
- *   7 revoking a lease ignores a claim made meanwhile
+ *   7 the reader takes EVICTING for good and does not set it back
  */
 #define FREE 0
 #define WRITING 1
@@ -92,7 +92,7 @@ proctype reader(byte me) {
            if
            :: MUTATION == 1 -> skip
            :: d_step { MUTATION != 1 && state == READY && gen == g -> skip }
-           :: d_step { MUTATION != 1 && state == EVICTING && gen == g -> state = READY }
+           :: d_step { MUTATION != 1 && state == EVICTING && gen == g -> if :: MUTATION != 7 -> state = READY :: else -> skip fi }
            :: d_step { MUTATION != 1 && !((state == READY || state == EVICTING) && gen == g) -> ok = false }
            fi;
            if
@@ -110,21 +110,14 @@ proctype reader(byte me) {
 end: skip
 }
 
-/* One lane's word, as the evictor reads it: busy, or a reserved share whose lease may be over. */
+/* One lane's word, as the evictor reads it: sc_share_any. A reserved share whose lease is over stays where it is. */
 inline scan(i) {
   if
   :: d_step { wgen[i] == gen && !dead[i] && held[i] > 0 -> busy = true }
   :: d_step { wgen[i] == gen && !dead[i] && held[i] == 0 && res[i] > 0 -> seen = true }
      if
      :: busy = true /* the lease runs */
-     :: MUTATION != 7 -> /* it is over: compare-and-swap from the word that was seen */
-        d_step {
-          if
-          :: wgen[i] == gen && held[i] == 0 && res[i] > 0 -> res[i] = 0; if :: i == 0 -> promised = false :: else -> skip fi
-          :: else -> busy = true
-          fi
-        }
-     :: MUTATION == 7 -> d_step { res[i] = 0; held[i] = 0; promised = false }
+     :: d_step { if :: i == 0 -> promised = false :: else -> skip fi } /* it is over */
      fi;
      seen = false
   :: d_step { !(wgen[i] == gen && !dead[i] && held[i] + res[i] > 0) -> skip }
