@@ -180,7 +180,13 @@ torture_worker.Worker = Bad
 }
 
 #: One of these tells it, whichever comes first.
-_HELD = ("shares, and its lane has", "bytes of no version of this key", "there at the same time", "counter releases is")
+_HELD = (
+    "shares, and its lane has",
+    "bytes of no version of this key",
+    "there at the same time",
+    "there must have been a share of it",
+    "counter releases is",
+)
 _FOUND = {
     "reads without a share": _HELD,
     "releases twice": _HELD,

@@ -322,6 +322,15 @@ def no_such_answer(script: Script) -> None:
 
 
 @good
+def a_put_that_was_killed(script: Script) -> None:
+    script.do(ALONE, Op.PUT, 100, None, Code.PENDING, 0x10)
+    script.die(ALONE, 110)
+    script.look(500, IN_FLIGHT)
+    script.look(600, IN_FLIGHT, op=Op.READ)
+    script.put(700, 0x20, slot=BESIDE)
+
+
+@good
 def a_write_that_was_killed(script: Script) -> None:
     """It may have happened, or not; later somebody reaps it."""
     script.look(0, NOT_FOUND)

@@ -119,7 +119,8 @@ class Objects:
         self.lease_over: Column = rows.begin + lease - _US
         puts = rows.of(Op.PUT)
         self.ready_from[puts] = rows.begin[puts]
-        self.written_to[puts] = rows.end[puts]
+        ended = puts & (rows.status != PENDING)  # what a killed one was writing is there until somebody reaps it
+        self.written_to[ended] = rows.end[ended]
         at = np.flatnonzero(rows.status != PENDING)
         self.written(at, rows.begin[at], rows.end[at])
         at = np.flatnonzero(puts & (rows.status == _OK))
