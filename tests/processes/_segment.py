@@ -21,6 +21,7 @@ _COUNTS: Final = 900  #: index_tombs, free_blocks, free_slots, block_cursor, slo
 _COUNT_WORDS: Final = 5
 _LANE_BYTES: Final = 2048
 _SLOT_BYTES: Final = 128
+_LEASE: Final = 104  #: in a slot
 _STATE_MASK: Final = 7
 READY: Final = 2
 EVICTING: Final = 3
@@ -47,7 +48,7 @@ class Segment:
 
     def _plan(self) -> tuple[dict[str, tuple[int, int]], int]:
         blocks, slots, index = self.capacity // self.block_size, self.slots, 16
-        while index < 2 * slots:
+        while index < 4 * slots:
             index *= 2
         sizes = {
             "lanes": self.lanes * _LANE_BYTES,
@@ -117,6 +118,11 @@ class Segment:
                 self._store(at, self._word(at) & ~_STATE_MASK | new)
                 changed += 1
         return changed
+
+    def set_leases(self, until_us: int) -> None:
+        """Stores when the read lease of each slot is over (CLOCK_MONOTONIC)."""
+        for slot in range(self.slots):
+            self._store(self._parts["slots"][0] + slot * _SLOT_BYTES + _LEASE, until_us)
 
     def overwrite_free_slots(self, content: bytes) -> None:
         """Fills all but the state word of every FREE slot, as a writer that died before it took the slot."""

@@ -225,6 +225,19 @@ def test_a_reserved_share_of_a_stopped_reader_ends_with_its_lease(cache: Cache, 
     check_whole(cache)
 
 
+def test_a_granter_that_was_stopped_does_not_shorten_a_lease(cache: Cache, segment: Segment) -> None:
+    """As if it had read the clock before it was stopped, and another one had granted since."""
+    assert cache.put(b"a", pattern(b"a", 5000)) == OK
+    assert cache.reserve_read([b"a"]) == [OK]
+    segment.set_leases((time.monotonic_ns() + 60_000_000_000) // 1000)
+    assert cache.reserve_read([b"a"]) == [OK]
+    time.sleep(2 * LEASE_S)
+    assert cache.evict(1 << 20) == 0
+    assert cache.delete([b"a"]) == [LOCKED]
+    assert cache.finish_read([b"a"] * 2) == [OK] * 2
+    check_whole(cache)
+
+
 # A writer
 
 
