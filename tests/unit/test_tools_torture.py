@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -709,6 +710,16 @@ def test_a_record_that_was_begun_and_not_counted() -> None:
     pending = log.pending()
     assert pending is not None
     assert pending[0] == Op.READ
+
+
+def test_who_did_something_after_the_signal_was_sent_died_later() -> None:
+    log = Log(0, 4000)
+    sent_ns = time.monotonic_ns()
+    at = log.begin(Op.READ, [0])
+    log.end(at, [OK])
+    log.note_death(sent_ns)
+    history = history_of(PLAN, [log.data()] + [b""] * 7)
+    assert history.events.cut.tolist() == history.events.end.tolist()
 
 
 def test_a_complaint_is_kept() -> None:

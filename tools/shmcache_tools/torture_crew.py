@@ -211,7 +211,7 @@ class Crew:
         _, status = os.waitpid(process.pid, 0)
         log.settle()
         pending = log.pending()
-        log.note_death(process.killed_ns or log.last_ns())
+        log.note_death(process.killed_ns)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             self.faults.append(self._ended(slot, status))
         return Op(pending[0]).name.lower() if pending else ""

@@ -192,8 +192,9 @@ class Log:
         at = int(self.words[HEAD_COUNT]) * RECORD_WORDS
         return max(int(self.words[at]), int(self.words[at + 1])) if at else time.monotonic_ns()
 
-    def note_death(self, began_ns: int) -> None:
-        """Appends the death of its process; the SIGKILL was sent after ``began_ns``."""
+    def note_death(self, after_ns: int) -> None:
+        """Appends the death of its process, which came after ``after_ns`` (0: unknown) and all that the log tells."""
+        began_ns = max(after_ns, self.last_ns())  # a signal may take its time
         at = self.begin(Op.DEATH)
         self.words[at] = began_ns
         self.end(at)
