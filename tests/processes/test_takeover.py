@@ -121,6 +121,19 @@ def test_grants_to_ranks_that_come_later(controller: Cache, join: Join, enlist: 
     check_whole(join())
 
 
+def test_a_lane_of_the_dead_that_is_set_aside_keeps_what_is_granted(cache: Cache, enlist: Enlist, join: Join) -> None:
+    assert cache.put(b"k", b"x") == OK
+    for dead in [enlist() for _ in range(3)]:
+        dead.do("batch = cache.read([b'k'])")
+        dead.kill()
+    controller = join("engine", None, 2)  # takes the first of their lanes, and sets the others aside for its ranks
+    assert controller.reserve_read([b"k"], 1) == [OK]
+    controller.reap()
+    for rank in range(2):
+        assert join("engine", rank, 2).finish_read([b"k"]) == [OK]
+    assert controller.verify() == []
+
+
 def test_a_rank_that_came_for_its_grants_and_died_loses_them(controller: Cache, enlist: Enlist, join: Join) -> None:
     assert controller.reserve_read([b"a"], 1) == [OK]
     enlist("engine", 1, 2).kill()
