@@ -23,7 +23,7 @@
  *   header, first 512 bytes   the creator, before the segment has a name; constant ever after
  *   header.lock               any lane, by compare-and-swap from 0 or from a dead holder to itself;
  *                             the holder back to 0
- *   header.index_seq .. free_slots, index, slot_map, block_map, owners, layouts: arena lock
+ *   header.index_seq, layouts .. detached, index, slot_map, block_map, owners, layouts: arena lock
  *   header.lane_limit, retired, door_pid; lane identity (role .. group): the holder of the door (see lane.h);
  *                             role and pid also the lane itself when it closes
  *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
