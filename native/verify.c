@@ -10,18 +10,17 @@
 
 struct report { char *text; uint64_t bytes, used; int64_t findings; };
 
+/* A finding that does not fit into the text counts, but is not told in part. */
 static void __attribute__((format(printf, 2, 3))) find(struct report *p, const char *format, ...)
 {
     va_list args;
     p->findings++;
-    if (p->used + 1 >= p->bytes)
-        return;
     va_start(args, format);
     int n = vsnprintf(p->text + p->used, p->bytes - p->used, format, args);
     va_end(args);
-    p->used += n > 0 ? (uint64_t)n : 0;
-    if (p->used >= p->bytes)
-        p->used = p->bytes - 1;
+    if (n > 0 && (uint64_t)n < p->bytes - p->used)
+        p->used += (uint64_t)n;
+    p->text[p->used] = 0;
 }
 
 /* Owners of blocks as the slots tell them, beside what the map says. */

@@ -481,6 +481,24 @@ static void blocks_of_another_size(struct world *w)
     expect(w, 0, A, SC_NOT_FOUND);
 }
 
+/* A text that is too short leaves findings out, whole ones. */
+static void more_findings_than_fit(struct world *w)
+{
+    static char text[1 << 12];
+    for (uint32_t slot = 0; slot < w->g.slots; slot++)
+        sc_store(sc_share(w->handles[0], w->g.lanes - 1, slot), 1);
+    for (uint64_t bytes = 1; bytes <= sizeof text; bytes += 7) {
+        int64_t findings = sc_verify(w->handles[0], text, bytes);
+        size_t told = strlen(text), lines = 0;
+        for (size_t i = 0; i < told; i++)
+            lines += text[i] == '\n';
+        if (findings != w->g.slots || told >= bytes || (told && text[told - 1] != '\n'))
+            fail("verify gives %lld, %zu lines, %zu of %zu bytes", (long long)findings, lines, told, (size_t)bytes);
+        if (bytes + 7 > sizeof text && lines != w->g.slots)
+            fail("verify tells %zu findings of %u", lines, w->g.slots);
+    }
+}
+
 #define CASE(name) {#name, name}
 static const struct { const char *name; void (*run)(struct world *); } cases[] = {
     CASE(slot_without_bytes), CASE(run_beyond_the_payload), CASE(longer_than_it_is), CASE(memory_of_another),
@@ -492,6 +510,7 @@ static const struct { const char *name; void (*run)(struct world *); } cases[] =
     CASE(index_said_to_be_rebuilt), CASE(key_with_dirty_padding), CASE(lock_of_a_live_neighbour),
     CASE(lane_with_a_long_name), CASE(layouts_without_end), CASE(timeout_of_ages), CASE(too_many_slots),
     CASE(too_many_lanes), CASE(no_block_size), CASE(long_fingerprint), CASE(blocks_of_another_size),
+    CASE(more_findings_than_fit),
 };
 
 bool run_case(const char *name)
