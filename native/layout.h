@@ -10,6 +10,7 @@
  *   geometry.slot_table   slots * 128           slot table        (struct sc_slot)         the truth
  *   geometry.scores   slots * 8                 eviction scores
  *   geometry.shares   lanes * share_stride      share table, one row of slots * 8 a lane
+ *   geometry.since    lanes * since_stride      when each share was first held, one row of slots * 4 a lane
  *   geometry.index    2^index_bits * 8          index             derived from the slot table
  *   geometry.slot_map slots / 8                 used slots        derived
  *   geometry.block_map blocks / 8               used blocks       derived
@@ -33,6 +34,8 @@
  *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter; seal: who publishes
  *   scores                    any lane, a plain store of a later time; a lost store costs recency only
  *   shares[l][s]              see share.h
+ *   since[l][s]               lane l's process, a plain store when it holds a share of s that it did not hold before;
+ *                             for people: it means something only while that share is held
  *   backed                    any lane, after it allocated the memory
  *   payload                   the owner lane of a WRITING slot, or its several writers, in that slot's blocks
  */
@@ -44,7 +47,7 @@
 #include "atomics.h"
 
 #define SC_MAGIC UINT64_C(0x45484341434d4853) /* "SHMCACHE" */
-#define SC_VERSION 2
+#define SC_VERSION 3
 
 #define SC_MAX_LANES 256
 #define SC_MAX_SLOTS (1u << 20)
@@ -62,8 +65,8 @@
 struct sc_geometry {
     uint64_t capacity, block_size;
     uint32_t slots, lanes, blocks, index_bits;
-    uint64_t lane_table, layout_table, slot_table, scores, shares, share_stride, index, slot_map, block_map, owners,
-        backed, metadata, payload, segment_bytes;
+    uint64_t lane_table, layout_table, slot_table, scores, shares, share_stride, since, since_stride, index, slot_map,
+        block_map, owners, backed, metadata, payload, segment_bytes;
 };
 
 struct sc_header {

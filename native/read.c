@@ -111,8 +111,8 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *data, uint32_t width, co
 enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
 
 /* Takes a share of the key's object and describes it. */
-static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int flags, struct sc_ref *ref, uint32_t *slot,
-                           uint32_t *claims)
+static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int flags, uint64_t now_us, struct sc_ref *ref,
+                           uint32_t *slot, uint32_t *claims)
 {
     for (int i = 0; i < TRIES; i++) {
         uint64_t state;
@@ -123,7 +123,7 @@ static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int fla
         /* Before a share is taken: to give the last one back would free a temporary object. */
         if (flags & SC_READ_STORE && state & SC_TEMPORARY)
             return SC_NOT_FOUND;
-        enum sc_take t = sc_share_take(s, *slot, state, flags & (SC_READ_FRESH | SC_READ_STORE));
+        enum sc_take t = sc_share_take(s, *slot, state, flags & (SC_READ_FRESH | SC_READ_STORE), now_us);
         if (t == SC_SATURATED)
             return SC_NO_SHARE;
         if (t == SC_GONE)
@@ -151,7 +151,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
     struct sc_key k[SC_CHUNK];
     uint32_t slots[SC_CHUNK], hits = 0, misses = 0, claims = 0;
-    uint64_t now = sc_now_us();
+    uint64_t start = sc_now_us(), now = start;
     bool go = true;
     for (uint32_t from = 0; from < n; from += SC_CHUNK) {
         uint32_t m = sc_chunk_of(from, n);
@@ -165,7 +165,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
             ref->status = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
             if (!go)
                 continue;
-            ref->status = (uint16_t)take(s, &k[i], flags, ref, &slots[i], &claims);
+            ref->status = (uint16_t)take(s, &k[i], flags, start, ref, &slots[i], &claims);
             hits += ref->status == SC_OK;
             misses += ref->status != SC_OK && !(flags & SC_AGAIN);
             if (ref->status != SC_OK) {

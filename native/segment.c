@@ -48,6 +48,8 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     g->scores = place(&end, slots * sizeof(sc_word));
     g->share_stride = align_up(slots * sizeof(sc_word), 128);
     g->shares = place(&end, lanes * g->share_stride);
+    g->since_stride = align_up(slots * sizeof(sc_half), 128);
+    g->since = place(&end, lanes * g->since_stride);
     g->index = place(&end, sizeof(sc_word) << g->index_bits);
     g->slot_map = place(&end, align_up(slots, 64) / 8);
     g->block_map = place(&end, align_up(g->blocks, 64) / 8);

@@ -77,6 +77,11 @@ static inline sc_word *sc_share(const struct sc_segment *s, uint32_t lane, uint3
 {
     return (sc_word *)(s->base + s->g.shares + lane * s->g.share_stride) + slot;
 }
+/* When the lane held this share first; see share.h. */
+static inline sc_half *sc_since(const struct sc_segment *s, uint32_t lane, uint32_t slot)
+{
+    return (sc_half *)(s->base + s->g.since + lane * s->g.since_stride) + slot;
+}
 static inline sc_word *sc_index(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.index); }
 static inline sc_word *sc_slot_map(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.slot_map); }
 static inline sc_word *sc_block_map(const struct sc_segment *s) { return (sc_word *)(s->base + s->g.block_map); }

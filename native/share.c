@@ -23,21 +23,31 @@ bool sc_share_confirm(struct sc_segment *s, uint32_t slot, uint32_t generation)
     return false;
 }
 
-enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh)
+static uint32_t since_now(const struct sc_segment *s, uint64_t now_us) { return (uint32_t)((now_us - s->epoch_us) >> 14); }
+
+uint64_t sc_share_held_us(const struct sc_segment *s, uint32_t lane, uint32_t slot, uint64_t now_us)
+{
+    int32_t passed = (int32_t)(since_now(s, now_us) - sc_peek32(sc_since(s, lane, slot)));
+    return passed > 0 ? (uint64_t)passed << 14 : 0; /* below: taken after the clock was read */
+}
+
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh, uint64_t now_us)
 {
     uint32_t generation = sc_generation(state);
     sc_word *w = sc_share(s, s->lane, slot);
     uint64_t old = sc_peek(w), new;
-    bool claimed;
+    bool claimed, same;
     do {
         if (later(old, generation))
             return SC_GONE;
-        bool same = sc_generation(old) == generation;
+        same = sc_generation(old) == generation;
         claimed = !fresh && same && sc_reserved(old) > 0;
         if (same && sc_held(old) == SC_HELD_MAX)
             return SC_SATURATED;
         new = claimed ? old - (UINT64_C(1) << 16) + 1 : same ? old + 1 : sc_share_word(generation, 0, 1);
     } while (!sc_cas(w, &old, new));
+    if (!same || sc_held(old) == 0)
+        sc_poke32(sc_since(s, s->lane, slot), since_now(s, now_us));
     if (sc_share_confirm(s, slot, generation))
         return claimed ? SC_CLAIMED : SC_FRESH;
     sc_share_release(s, slot, generation);

@@ -21,6 +21,9 @@
  * set back to READY) with its generation. The evictor marks EVICTING first, reads the words second, and frees by
  * compare-and-swap; all are sequentially consistent, so one of the two sees the other, also where the share is a claim
  * or a new grant of a reserved share that the evictor found expired.
+ *
+ * Beside each word the since table has when its lane began to hold the object: in units of 2^14 us from the arena's
+ * creation, which wrap after two years. Who decides anything never looks at it.
  */
 #ifndef SC_SHARE_H
 #define SC_SHARE_H
@@ -46,7 +49,9 @@ static inline uint64_t sc_share_word(uint32_t generation, uint32_t reserved, uin
 enum sc_take { SC_GONE = 0, SC_FRESH = 1, SC_CLAIMED = 2, SC_SATURATED = 3 };
 
 /* Claims a reserved share of s's lane, unless fresh is set, else takes a fresh one, of the object that state names. */
-enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh);
+enum sc_take sc_share_take(struct sc_segment *s, uint32_t slot, uint64_t state, bool fresh, uint64_t now_us);
+/* How long the lane has held the object of which it holds a share. */
+uint64_t sc_share_held_us(const struct sc_segment *s, uint32_t lane, uint32_t slot, uint64_t now_us);
 /* Gives back a held share. False: there is none of that generation. */
 bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation);
 

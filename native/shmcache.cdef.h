@@ -67,9 +67,34 @@ struct sc_info {
     uint8_t boot_id[16];
     uint32_t lock_lane, lock_incarnation;    /* lock_lane UINT32_MAX: nobody holds it */
     bool lock_alive;
-    uint64_t used_bytes, objects, writing;   /* these are filled by sc_count_objects, which walks the slots */
-    uint64_t lane_writing[256];
 };
+
+/* Why an object's blocks are not to be had: the first that holds, from the last to the first. */
+enum sc_standing {
+    SC_IDLE = 0,           /* they are: readable, and nobody has a share that keeps it */
+    SC_KEPT_RESERVED = 1,  /* a share is reserved, its lease not over */
+    SC_KEPT_WRITING = 2,   /* it is being written */
+    SC_KEPT_HELD = 3,      /* a share is held */
+    SC_KEPT_DEAD = 4       /* all that would be one of these belongs to the dead, who are not reaped yet */
+};
+
+/* What a lane has of objects that are there. */
+struct sc_lane_census { uint64_t reserved, held, held_bytes, writing, oldest_held_us; };
+/* bytes: in blocks, one a standing. */
+struct sc_census { uint64_t objects, writing, bytes[5]; struct sc_lane_census lanes[256]; };
+
+/* One object and who keeps it. reserved, held: shares of all lanes. age_us: since its memory was reserved. */
+struct sc_object_info {
+    char key[64];
+    uint64_t nbytes, block, blocks, age_us, reserved, held;
+    uint32_t key_bytes, slot, generation, layout;
+    uint32_t owner;                          /* the lane that writes it, or did */
+    uint32_t writing;
+    uint32_t standing;                       /* enum sc_standing */
+};
+
+/* What one lane has of one object. held_us: since it began to hold it; reserved_us: since the last grant. */
+struct sc_share_info { uint32_t slot, generation, reserved, held; uint64_t reserved_us, held_us; };
 
 /* A histogram: bucket b counts times up to 16 << b microseconds, the last one all that are longer. */
 struct sc_times { uint64_t sum_us, buckets[23]; };
@@ -77,7 +102,7 @@ struct sc_times { uint64_t sum_us, buckets[23]; };
 struct sc_lane_info {
     uint32_t role, state;                    /* enum sc_role, enum sc_lane_state of the core */
     uint32_t rank, world_size, incarnation, pid;
-    uint64_t started_ns, reserved, held;
+    uint64_t started_ns;
     char command[24], group[64];
     uint32_t group_bytes;
     uint64_t counters[64];                   /* each in the order of sc_statistic_name */
@@ -156,8 +181,11 @@ int sc_layout_spec(struct sc_segment *s, uint32_t number, char *spec, uint32_t *
 int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r);
 int64_t sc_verify(struct sc_segment *s, char *report, uint64_t report_bytes);
 void sc_get_info(struct sc_segment *s, struct sc_info *info);
-void sc_count_objects(struct sc_segment *s, struct sc_info *info);
 void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info);
+/* Walks over objects and shares, without a lock. The two lists give how many they filled in, at most `most`. */
+void sc_census(struct sc_segment *s, struct sc_census *c);
+uint32_t sc_list_objects(struct sc_segment *s, struct sc_object_info *objects, uint32_t most);
+uint32_t sc_list_shares(struct sc_segment *s, uint32_t lane, struct sc_share_info *shares, uint32_t most);
 uint32_t sc_own_lane(const struct sc_segment *s);
 /* SC_E_DAMAGED where the file was found cut under its mapping, so that what the last calls told is worth nothing. */
 int sc_intact(const struct sc_segment *s);

@@ -50,25 +50,6 @@ uint32_t sc_own_lane(const struct sc_segment *s) { return s->lane; }
 
 int sc_intact(const struct sc_segment *s) { return sc_load32(&s->damaged) ? SC_E_DAMAGED : 0; }
 
-void sc_count_objects(struct sc_segment *s, struct sc_info *info)
-{
-    if (sc_enter(s) < 0)
-        return;
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        struct sc_object o;
-        if (sc_state_of(state) == SC_FREE || !sc_slot_describe(s, slot, state, sc_peek(&sc_slot(s, slot)->hash), &o))
-            continue;
-        info->objects += sc_state_of(state) == SC_READY || sc_state_of(state) == SC_EVICTING;
-        if (sc_state_of(state) == SC_WRITING) {
-            info->writing++;
-            info->lane_writing[sc_owner_of(state) % SC_MAX_LANES]++;
-        }
-        info->used_bytes += o.blocks * s->g.block_size;
-    }
-    sc_leave(s, 0);
-}
-
 void sc_get_info(struct sc_segment *s, struct sc_info *info)
 {
     memset(info, 0, sizeof *info);
@@ -94,20 +75,6 @@ void sc_get_info(struct sc_segment *s, struct sc_info *info)
     memcpy(info->boot_id, h->boot_id, sizeof info->boot_id);
     info->lock_lane = sc_lock_holder(s, &info->lock_incarnation, &info->lock_alive);
     sc_leave(s, 0);
-}
-
-static void count_shares(const struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
-{
-    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t word = sc_peek(sc_share(s, lane, slot)), state;
-        if (!sc_has_shares(word))
-            continue;
-        state = sc_load(&sc_slot(s, slot)->state);
-        if (sc_generation(word) != sc_generation(state) || sc_state_of(state) == SC_FREE)
-            continue;
-        info->reserved += sc_reserved(word);
-        info->held += sc_held(word);
-    }
 }
 
 static void copy_statistics(const struct sc_lane *l, struct sc_lane_info *info)
@@ -140,6 +107,5 @@ void sc_get_lane(struct sc_segment *s, uint32_t lane, struct sc_lane_info *info)
     info->group_bytes = at_most(sc_peek32(&l->group_bytes), SC_MAX_GROUP);
     sc_peek_text(l->group, SC_MAX_GROUP / 8, info->group);
     copy_statistics(l, info);
-    count_shares(s, lane, info);
     sc_leave(s, 0);
 }

@@ -30,7 +30,7 @@ from shmcache.errors import (
     ViewInUseError,
 )
 from shmcache.layout import Layout
-from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, ReapReport, Stats
+from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, ObjectInfo, ReapReport, ShareInfo, Stats
 from shmcache.status import Status
 
 __version__ = "0.1.0"
@@ -55,8 +55,10 @@ __all__ = [
     "Layout",
     "LockInfo",
     "NoLaneError",
+    "ObjectInfo",
     "ReadBatch",
     "ReapReport",
+    "ShareInfo",
     "ShmcacheError",
     "Stats",
     "Status",

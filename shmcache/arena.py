@@ -72,11 +72,14 @@ def attach(
     raise errors.ArenaBusyError(f"arena {name!r}: it was destroyed and made anew {_RACES} times under attach")
 
 
-def destroy(name: str, *, force: bool = False) -> None:
+def destroy(name: str, *, force: bool = False, inode: int | None = None) -> None:
     """Removes the arena. Its memory is free when the last process that maps it is gone.
 
     ArenaBusyError while a live lane exists, unless ``force``; those that are attached then keep what they have
     until they close it. What is no readable arena needs ``force``, too. ArenaNotFoundError.
+
+    ``inode``: of the arena that is meant (``ArenaInfo.inode``). Where another one has the name by now it stays, and
+    ArenaNotFoundError says so.
     """
     check_name(name)
     check_bool(force, "force")
@@ -88,6 +91,10 @@ def destroy(name: str, *, force: bool = False) -> None:
         segment.unlink_unread(name)
         return
     try:
+        if inode is not None and os.fstat(fd).st_ino != inode:
+            raise errors.ArenaNotFoundError(
+                f"no arena {name!r} any more: it was destroyed, and another was made under its name since; look again"
+            )
         handle = open_segment(name, fd, writable=True)
         _retire(name, handle, fd, force=force)
     except (errors.ArenaDamagedError, errors.ArenaVersionError):
@@ -103,22 +110,26 @@ def arenas() -> list[str]:
     return segment.names()
 
 
-def inspect(name: str) -> ArenaInfo:
+def inspect(name: str, *, objects: bool = False, shares: bool = False) -> ArenaInfo:
     """What can be seen of an arena from outside: takes no lane and no lock, maps nothing writable.
 
-    A damaged arena is described by ``ArenaInfo.problem``. ArenaNotFoundError, ArenaPermissionError.
+    ``objects``, ``shares``: lists each object with its place, and who holds what since when, too. A damaged arena is
+    described by ``ArenaInfo.problem``. ArenaNotFoundError, ArenaPermissionError.
     """
     check_name(name)
+    check_bool(objects, "objects")
+    check_bool(shares, "shares")
     fd = segment.open_file(name, writable=False)
     path = str(segment.path_of(name))
     try:
         handle = open_segment(name, fd, writable=False)
-        info = snapshot.arena_info(name, path, handle, fd)
+        info = snapshot.arena_info(name, path, handle, fd, objects=objects, shares=shares)
         check(name, handle, lib.sc_intact(handle))
         _check_boot(name, handle)
     except (errors.ArenaDamagedError, errors.ArenaVersionError) as error:
         old = isinstance(error, _OldArenaError)
-        return ArenaInfo(name, path, os.fstat(fd).st_size, problem=str(error), old=old)
+        status = os.fstat(fd)
+        return ArenaInfo(name, path, status.st_size, problem=str(error), old=old, inode=status.st_ino)
     finally:
         os.close(fd)
     return info

@@ -2,78 +2,80 @@
 
 Every number is a snapshot taken without a lock; numbers of one snapshot may differ by the operations
 that ran meanwhile. Counters count since the arena was created and are the sum over its lanes.
+
+The text beside each field says what it is to people and to programs: metrics and the JSON schema are made of it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Final
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
     """Events since the arena was created. Names match ``SC_COUNTERS`` in ``native/layout.h``."""
 
-    lookup_hits: int = 0  #: keys that ``lookup`` found readable
-    lookup_misses: int = 0  #: keys at which ``lookup`` stopped
-    read_hits: int = 0  #: keys that ``read`` returned
-    read_misses: int = 0  #: keys that ``read`` did not find, or found being written
-    claims: int = 0  #: reads that claimed a reserved share (the others took a fresh one)
-    grants: int = 0  #: reserved shares granted, to any lane
-    releases: int = 0  #: held shares given back
-    reserved_returned: int = 0  #: reserved shares given back unread (``finish_read``, ``cancel_read``)
-    reservations: int = 0  #: objects reserved for writing
-    publishes: int = 0  #: objects published
-    published_bytes: int = 0  #: payload bytes of the objects published
-    aborts: int = 0  #: writes given back by their writer
-    deletes: int = 0  #: objects that a caller deleted
-    evictions: int = 0  #: objects that the cache evicted
-    evicted_bytes: int = 0  #: payload bytes of the objects evicted
-    no_space: int = 0  #: reservations refused because no run of blocks could be freed
-    leases_revoked: int = 0  #: reserved shares revoked after ``read_lease_s``
-    writes_detached: int = 0  #: writers that lost their key after ``write_lease_s``
-    reaped_shares: int = 0  #: shares taken back from dead lanes
-    reaped_writes: int = 0  #: half-written objects taken back from dead lanes
-    lock_steals: int = 0  #: times the arena lock was taken from a dead holder
-    rebuilds: int = 0  #: times index and block map were rebuilt from the slots
-    prefetch_requests: int = 0  #: prefetches submitted
-    prefetch_keys: int = 0  #: keys that they asked for
-    prefetch_l1_hits: int = 0  #: of these, granted from the arena
-    prefetch_l2_hits: int = 0  #: of these, loaded from L2 and granted
-    prefetch_cancels: int = 0  #: prefetches cancelled
-    prefetch_contended: int = 0  #: prefetches that waited in vain for a key which another writer had in hand
-    prefetch_no_space: int = 0  #: prefetches that were cut short, since the arena had no room
-    prefetch_errors: int = 0  #: prefetches whose result carries an error
-    l2_lookups: int = 0  #: keys looked up in an L2
-    l2_lookup_hits: int = 0  #: of these, there
-    l2_lookup_errors: int = 0  #: look-ups that raised or answered wrongly
-    l2_loads: int = 0  #: objects loaded from L2
-    l2_loaded_bytes: int = 0  #: payload bytes of these
-    l2_load_misses: int = 0  #: objects that look-up had promised and load did not find
-    l2_load_errors: int = 0  #: loads that raised or answered wrongly
-    l2_timeouts: int = 0  #: calls of an L2 that took longer than ``l2_timeout_s``
-    l2_damaged: int = 0  #: objects of an L2 that were not what had been stored
-    l2_stores: int = 0  #: objects stored to an L2
-    l2_stored_bytes: int = 0  #: payload bytes of these
-    l2_store_skips: int = 0  #: objects not stored, since the L2 had them
-    l2_store_retries: int = 0  #: stores tried again after an error
-    l2_store_errors: int = 0  #: objects given up after the last try
-    l2_store_no_space: int = 0  #: objects that the L2 had no room for
-    l2_store_drops: int = 0  #: objects not stored, one an L2, since it hung or too much waited for it
-    l2_evictions: int = 0  #: objects that a store of limited capacity removed to make room
-    l2_evicted_bytes: int = 0  #: bytes of these
+    lookup_hits: Annotated[int, "keys that lookup found readable"] = 0
+    lookup_misses: Annotated[int, "keys at which lookup stopped"] = 0
+    read_hits: Annotated[int, "keys that read returned"] = 0
+    read_misses: Annotated[int, "keys that read did not find, or found being written"] = 0
+    claims: Annotated[int, "reads that claimed a reserved share (the others took a fresh one)"] = 0
+    grants: Annotated[int, "reserved shares granted, to any lane"] = 0
+    releases: Annotated[int, "held shares given back"] = 0
+    reserved_returned: Annotated[int, "reserved shares given back unread (finish_read, cancel_read)"] = 0
+    reservations: Annotated[int, "objects reserved for writing"] = 0
+    publishes: Annotated[int, "objects published"] = 0
+    published_bytes: Annotated[int, "payload bytes of the objects published"] = 0
+    aborts: Annotated[int, "writes given back by their writer"] = 0
+    deletes: Annotated[int, "objects that a caller deleted"] = 0
+    evictions: Annotated[int, "objects that the cache evicted"] = 0
+    evicted_bytes: Annotated[int, "payload bytes of the objects evicted"] = 0
+    no_space: Annotated[int, "reservations refused because no run of blocks could be freed"] = 0
+    leases_revoked: Annotated[int, "reserved shares revoked after read_lease_s"] = 0
+    writes_detached: Annotated[int, "writers that lost their key after write_lease_s"] = 0
+    reaped_shares: Annotated[int, "shares taken back from dead lanes"] = 0
+    reaped_writes: Annotated[int, "half-written objects taken back from dead lanes"] = 0
+    lock_steals: Annotated[int, "times the arena lock was taken from a dead holder"] = 0
+    rebuilds: Annotated[int, "times index and block map were rebuilt from the slots"] = 0
+    prefetch_requests: Annotated[int, "prefetches submitted"] = 0
+    prefetch_keys: Annotated[int, "keys that they asked for"] = 0
+    prefetch_l1_hits: Annotated[int, "of these, granted from the arena"] = 0
+    prefetch_l2_hits: Annotated[int, "of these, loaded from L2 and granted"] = 0
+    prefetch_cancels: Annotated[int, "prefetches cancelled"] = 0
+    prefetch_contended: Annotated[int, "prefetches that waited in vain for a key which another writer had in hand"] = 0
+    prefetch_no_space: Annotated[int, "prefetches that were cut short, since the arena had no room"] = 0
+    prefetch_errors: Annotated[int, "prefetches whose result carries an error"] = 0
+    l2_lookups: Annotated[int, "keys looked up in an L2"] = 0
+    l2_lookup_hits: Annotated[int, "of these, there"] = 0
+    l2_lookup_errors: Annotated[int, "look-ups that raised or answered wrongly"] = 0
+    l2_loads: Annotated[int, "objects loaded from L2"] = 0
+    l2_loaded_bytes: Annotated[int, "payload bytes of these"] = 0
+    l2_load_misses: Annotated[int, "objects that look-up had promised and load did not find"] = 0
+    l2_load_errors: Annotated[int, "loads that raised or answered wrongly"] = 0
+    l2_timeouts: Annotated[int, "calls of an L2 that took longer than l2_timeout_s"] = 0
+    l2_damaged: Annotated[int, "objects of an L2 that were not what had been stored"] = 0
+    l2_stores: Annotated[int, "objects stored to an L2"] = 0
+    l2_stored_bytes: Annotated[int, "payload bytes of these"] = 0
+    l2_store_skips: Annotated[int, "objects not stored, since the L2 had them"] = 0
+    l2_store_retries: Annotated[int, "stores tried again after an error"] = 0
+    l2_store_errors: Annotated[int, "objects given up after the last try"] = 0
+    l2_store_no_space: Annotated[int, "objects that the L2 had no room for"] = 0
+    l2_store_drops: Annotated[int, "objects not stored, one an L2, since it hung or too much waited for it"] = 0
+    l2_evictions: Annotated[int, "objects that a store of limited capacity removed to make room"] = 0
+    l2_evicted_bytes: Annotated[int, "bytes of these"] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """What is going on at this moment, in processes that live. Names match ``SC_GAUGES``."""
 
-    prefetch_queued: int = 0  #: prefetches that wait for their turn
-    prefetch_in_flight: int = 0  #: prefetches being worked on
-    l2_loading: int = 0  #: objects being loaded from L2
-    l2_storing: int = 0  #: objects being stored to L2
-    l2_backlog_bytes: int = 0  #: payload bytes held until they are stored to L2
+    prefetch_queued: Annotated[int, "prefetches that wait for their turn"] = 0
+    prefetch_in_flight: Annotated[int, "prefetches being worked on"] = 0
+    l2_loading: Annotated[int, "objects being loaded from L2"] = 0
+    l2_storing: Annotated[int, "objects being stored to L2"] = 0
+    l2_backlog_bytes: Annotated[int, "payload bytes held until they are stored to L2"] = 0
 
 
 #: Upper bounds of a histogram's buckets, seconds: 16 us, doubled 21 times, and infinity.
@@ -110,12 +112,12 @@ class Histogram:
 class Histograms:
     """Times since the arena was created. Names match ``SC_HISTOGRAMS``."""
 
-    prefetch_queue: Histogram = Histogram()  #: from submit to its turn
-    prefetch_first_key: Histogram = Histogram()  #: from submit to the first readable key
-    prefetch_total: Histogram = Histogram()  #: from submit to the result
-    l2_lookup: Histogram = Histogram()  #: a look-up call
-    l2_load: Histogram = Histogram()  #: a load call
-    l2_store: Histogram = Histogram()  #: a store call
+    prefetch_queue: Annotated[Histogram, "from submit to its turn"] = Histogram()
+    prefetch_first_key: Annotated[Histogram, "from submit to the first readable key"] = Histogram()
+    prefetch_total: Annotated[Histogram, "from submit to the result"] = Histogram()
+    l2_lookup: Annotated[Histogram, "a look-up call"] = Histogram()
+    l2_load: Annotated[Histogram, "a load call"] = Histogram()
+    l2_store: Annotated[Histogram, "a store call"] = Histogram()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +125,24 @@ class LaneInfo:
     """One row of the share table. ``pid``, ``command`` and ``started`` are for people, never for deciding."""
 
     index: int
-    role: str  #: ``"private"``, ``"rank"``, ``"controller"`` or ``"free"`` (set free by its group)
-    state: str  #: ``"alive"``, ``"dead"`` (not yet reaped) or ``"vacant"`` (nobody there, nothing left)
-    group: str  #: empty for a private lane
-    rank: int | None  #: None for a controller
+    role: Annotated[str, "'private', 'rank', 'controller' or 'free' (set free by its group)"]
+    state: Annotated[str, "'alive', 'dead' (not yet reaped) or 'vacant' (nobody there, nothing left)"]
+    group: Annotated[str, "empty for a private lane"]
+    rank: Annotated[int | None, "None for a controller"]
     world_size: int
-    incarnation: int  #: how often the lane was taken
-    pid: int  #: 0 where nobody is there
+    incarnation: Annotated[int, "how often the lane was taken"]
+    pid: Annotated[int, "0 where nobody is there"]
     command: str
-    started: float  #: Unix time of the attach, seconds
-    reserved: int  #: shares granted, not yet claimed
-    held: int  #: shares claimed, not yet given back
-    writing: int  #: objects this lane is writing
+    started: Annotated[float, "Unix time of the attach, seconds"]
+    reserved: Annotated[int, "shares granted, not yet claimed"]
+    held: Annotated[int, "shares claimed, not yet given back"]
+    writing: Annotated[int, "objects this lane is writing"]
     counters: Counters
-    gauges: Gauges = field(default=Gauges())
-    histograms: Histograms = field(default=Histograms())
+    held_bytes: Annotated[int, "payload bytes in blocks of the objects it holds shares of"] = 0
+    oldest_held: Annotated[float | None, "Unix time since which it has held a share longest, seconds"] = None
+    stopped: Annotated[bool, "alive, but its process is stopped (SIGSTOP, a debugger), as far as /proc tells"] = False
+    gauges: Gauges = Gauges()
+    histograms: Histograms = Histograms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,20 +159,26 @@ class LockInfo:
 class Stats:
     """Occupancy and counters of an arena."""
 
-    capacity: int  #: payload bytes
-    block_size: int  #: bytes
-    used_bytes: int  #: payload bytes in blocks that objects occupy
-    resident_bytes: int  #: bytes of the segment that are allocated in memory, metadata included
-    slots: int  #: objects at most
-    objects: int  #: objects that are readable
-    writing: int  #: objects that are being written
-    reserved: int  #: shares granted, not yet claimed
-    held: int  #: shares claimed, not yet given back
+    capacity: Annotated[int, "payload bytes"]
+    block_size: Annotated[int, "bytes"]
+    used_bytes: Annotated[int, "payload bytes in blocks that objects occupy: ready + reserved + writing + held + dead"]
+    resident_bytes: Annotated[int, "bytes of the segment that are allocated in memory, metadata included"]
+    slots: Annotated[int, "objects at most"]
+    objects: Annotated[int, "objects that are readable"]
+    writing: Annotated[int, "objects that are being written"]
+    reserved: Annotated[int, "shares granted, not yet claimed"]
+    held: Annotated[int, "shares claimed, not yet given back"]
     lanes_alive: int
-    lanes_dead: int  #: dead lanes that nobody has reaped yet
+    lanes_dead: Annotated[int, "dead lanes that nobody has reaped yet"]
     counters: Counters
-    gauges: Gauges = field(default=Gauges())
-    histograms: Histograms = field(default=Histograms())
+    groups: Annotated[int, "groups with a live lane"] = 0
+    ready_bytes: Annotated[int, "of used_bytes: what can be evicted at once"] = 0
+    reserved_bytes: Annotated[int, "of used_bytes: kept by reserved shares whose lease is not over"] = 0
+    writing_bytes: Annotated[int, "of used_bytes: being written"] = 0
+    held_bytes: Annotated[int, "of used_bytes: kept by held shares"] = 0
+    dead_bytes: Annotated[int, "of used_bytes: kept by shares or writes of the dead only, until they are reaped"] = 0
+    gauges: Gauges = Gauges()
+    histograms: Histograms = Histograms()
 
     @property
     def hit_rate(self) -> float | None:
@@ -177,25 +188,60 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object and its place.
+
+    ``standing`` is why its blocks are not to be had, the strongest reason first: ``"held"``, ``"writing"``,
+    ``"reserved"`` (a reserved share, its lease not over), ``"dead"`` (one of these, but all of it belongs to dead lanes
+    that nobody has reaped yet); else ``"ready"``: it can be evicted.
+    """
+
+    key: bytes
+    nbytes: Annotated[int, "payload bytes"]
+    block: Annotated[int, "its first block"]
+    blocks: Annotated[int, "how many it occupies"]
+    standing: str
+    written: Annotated[float, "Unix time at which its memory was reserved, seconds"]
+    owner: Annotated[int, "the lane that writes it, or wrote it"]
+    reserved: Annotated[int, "shares of all lanes granted, not yet claimed"]
+    held: Annotated[int, "shares of all lanes claimed, not yet given back"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShareInfo:
+    """What one lane has of one object."""
+
+    kind: Annotated[str, "'held', 'reserved' or 'writing'"]
+    lane: Annotated[int, "the index of its lane"]
+    key: bytes
+    nbytes: Annotated[int, "payload bytes of the object"]
+    count: Annotated[int, "how many of that kind"]
+    since: Annotated[float, "Unix time since which it holds it, of the last grant, or of the write's begin, seconds"]
+
+
+@dataclass(frozen=True, slots=True)
 class ArenaInfo:
     """What ``inspect(name)`` sees from outside. Where ``problem`` is set the arena cannot be read
-    (damaged, foreign, of another version) and all after ``problem`` is empty."""
+    (damaged, foreign, of another version) and all after ``inode`` is empty."""
 
     name: str
     path: str
     segment_bytes: int
     problem: str | None = None
-    old: bool = False  #: made before the last boot, so that nobody can be attached
+    old: Annotated[bool, "made before the last boot, so that nobody can be attached"] = False
+    inode: Annotated[int, "of the segment's file: another one under the same name is another arena"] = 0
     fingerprint: str = ""
-    created: float = 0.0  #: Unix time, seconds
+    created: Annotated[float, "Unix time, seconds"] = 0.0
     read_lease_s: float = 0.0
     write_lease_s: float = 0.0
     lock_timeout_s: float = 0.0
-    lane_limit: int = 0  #: lanes at most
-    layouts: int = 0  #: layouts in the layout table
-    lock: LockInfo | None = None  #: None while nobody holds it
+    lane_limit: Annotated[int, "lanes at most"] = 0
+    layouts: Annotated[int, "layouts in the layout table"] = 0
+    lock: Annotated[LockInfo | None, "None while nobody holds it"] = None
     stats: Stats | None = None
-    lanes: tuple[LaneInfo, ...] = field(default=())
+    lanes: tuple[LaneInfo, ...] = ()
+    objects: Annotated[tuple[ObjectInfo, ...] | None, "by place; None unless inspect was asked for them"] = None
+    shares: Annotated[tuple[ShareInfo, ...] | None, "longest first; None unless inspect was asked for them"] = None
 
     @property
     def stale(self) -> bool:
@@ -204,15 +250,18 @@ class ArenaInfo:
         return self.old or (readable and not any(lane.state == "alive" for lane in self.lanes))
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists and numbers, for JSON."""
-        return {**asdict(self), "stale": self.stale}
+        """The same as plain dicts, lists and numbers, for JSON; keys in hex."""
+        plain = asdict(self)
+        for item in (*(plain["objects"] or ()), *(plain["shares"] or ())):
+            item["key"] = item["key"].hex()
+        return {**plain, "stale": self.stale}
 
 
 @dataclass(frozen=True, slots=True)
 class ReapReport:
     """What ``Cache.reap()`` took back from dead lanes."""
 
-    lanes: int = 0  #: dead lanes found
-    shares: int = 0  #: shares, reserved and held
-    writes: int = 0  #: half-written objects
-    lock: bool = False  #: the arena lock had been held by a dead lane
+    lanes: Annotated[int, "dead lanes found"] = 0
+    shares: Annotated[int, "shares, reserved and held"] = 0
+    writes: Annotated[int, "half-written objects"] = 0
+    lock: Annotated[bool, "the arena lock had been held by a dead lane"] = False

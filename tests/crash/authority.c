@@ -241,8 +241,12 @@ static void check_change(const struct self *me, uint64_t at, struct report *r)
         check_slot(me, at, r);
     else if (at < g->shares)
         return; /* scores: anybody's */
-    else if (at < g->index)
+    else if (at < g->since)
         check_share(me, at, r);
+    else if (at < g->index) {
+        if ((at - g->since) / g->since_stride != me->lane)
+            deny(me, "when another lane began to hold a share", at, r);
+    }
     else if (at < g->backed) {
         if (!me->locked)
             deny(me, "index, maps", at, r);

@@ -268,12 +268,11 @@ static void shares_for_ranks_that_are_none(struct world *w)
 
 static void owner_that_cannot_be(struct world *w)
 {
-    static struct sc_info info;
+    static struct sc_census census;
     struct batch b;
     reserve_for(w, 1, A, &b, true, RANKS);
     set(w, FIELD(0, state), word_at(w, FIELD(0, state)) | UINT64_C(0xffff0000));
-    sc_get_info(w->handles[0], &info);
-    sc_count_objects(w->handles[0], &info);
+    sc_census(w->handles[0], &census);
     publish(w, &b);
     rebuild(w, 0);
 }

@@ -28,7 +28,7 @@ void damage_word(struct world *w, uint64_t offset, uint64_t value)
             return;
         w->touched[i] = 1;
     }
-    if ((offset >= w->g.slot_table && offset < w->g.scores) || (offset >= w->g.shares && offset < w->g.index))
+    if ((offset >= w->g.slot_table && offset < w->g.scores) || (offset >= w->g.shares && offset < w->g.since))
         w->shares_lie = true;
     /* A limit that is too low is noticed by who knew a higher one; between what it knew and the truth nobody notices. */
     if (offset == offsetof(struct sc_header, lane_limit) && (uint32_t)value)
@@ -41,8 +41,8 @@ void damage_word(struct world *w, uint64_t offset, uint64_t value)
 
 struct part { uint64_t at, bytes; };
 
-enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, SLOT_TABLE, SCORES, SHARES, INDEX, SLOT_MAP, BLOCK_MAP,
-       OWNERS, BACKED, PARTS };
+enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, SLOT_TABLE, SCORES, SHARES, SINCE, INDEX, SLOT_MAP,
+       BLOCK_MAP, OWNERS, BACKED, PARTS };
 
 /* What of each part is in use. */
 static struct part part_of(const struct world *w, uint32_t part)
@@ -58,6 +58,7 @@ static struct part part_of(const struct world *w, uint32_t part)
         [SLOT_TABLE] = {g->slot_table, g->slots * sizeof(struct sc_slot)},
         [SCORES] = {g->scores, g->slots * sizeof(sc_word)},
         [SHARES] = {g->shares, g->lanes * g->share_stride},
+        [SINCE] = {g->since, g->lanes * g->since_stride},
         [INDEX] = {g->index, sizeof(sc_word) << g->index_bits},
         [SLOT_MAP] = {g->slot_map, (g->slots + 63) / 64 * 8},
         [BLOCK_MAP] = {g->block_map, (g->blocks + 63) / 64 * 8},

@@ -302,6 +302,23 @@ static void layouts(struct world *w, struct input *in, int h)
 }
 
 /* As inspect does, by who is no member. */
+static void look_at_objects(struct sc_segment *s)
+{
+    static struct sc_census c;
+    static struct sc_object_info objects[SLOTS];
+    static struct sc_share_info shares[SLOTS];
+    sc_census(s, &c);
+    if (c.objects + c.writing > s->g.slots)
+        fail("census: %llu objects", (unsigned long long)(c.objects + c.writing));
+    uint32_t most = s->g.slots < SLOTS ? s->g.slots : SLOTS, n = sc_list_objects(s, objects, most);
+    for (uint32_t i = 0; i < n; i++)
+        if (objects[i].key_bytes > SC_MAX_KEY || objects[i].block + objects[i].blocks > s->g.blocks ||
+            objects[i].standing > SC_KEPT_DEAD || objects[i].nbytes > objects[i].blocks * s->g.block_size)
+            fail("list_objects: slot %u, block %llu", objects[i].slot, (unsigned long long)objects[i].block);
+    for (uint32_t lane = 0; lane <= s->g.lanes; lane++)
+        n = sc_list_shares(s, lane, shares, most);
+}
+
 static void look(struct world *w)
 {
     struct sc_segment *s = calloc(1, sizeof *s);
@@ -313,9 +330,9 @@ static void look(struct world *w)
     check("segment_open", rc, ANY | ERROR(SC_E_VERSION), NULL, 0);
     if (rc == 0) {
         sc_get_info(s, info);
-        sc_count_objects(s, info);
-        if (info->fingerprint_bytes > sizeof info->fingerprint || info->objects + info->writing > info->slots)
-            fail("get_info: %u bytes of fingerprint, %llu objects", info->fingerprint_bytes, (unsigned long long)info->objects);
+        look_at_objects(s);
+        if (info->fingerprint_bytes > sizeof info->fingerprint)
+            fail("get_info: %u bytes of fingerprint", info->fingerprint_bytes);
         for (uint32_t i = 0; i < info->lane_limit; i++) {
             sc_get_lane(s, i, lane);
             if (lane->group_bytes > sizeof lane->group)

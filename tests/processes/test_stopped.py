@@ -259,3 +259,25 @@ def test_a_stopped_writer_loses_its_key_and_keeps_its_memory(cache: Cache, enlis
     assert cache.stats().writing == 0
     writer.kill()
     check_whole(cache)
+
+
+def test_a_stopped_process_is_told(arena: str, cache: Cache, enlist: Enlist) -> None:
+    member = enlist("engine", 0, 1)
+    lane = int(member.do("cache.lane"))
+    cache.put(b"k", b"x")
+    member.do("batch = cache.read([b'k'])")
+    member.stop()
+    found = shmcache.inspect(arena).lanes
+    assert (found[lane].state, found[lane].stopped, found[lane].held) == ("alive", True, 1)
+    assert not found[cache.lane].stopped
+    member.resume()
+    assert not shmcache.inspect(arena).lanes[lane].stopped
+    member.kill()
+    info = shmcache.inspect(arena, objects=True)
+    assert (info.lanes[lane].state, info.lanes[lane].stopped) == ("dead", False)
+    assert info.objects is not None
+    assert [found.standing for found in info.objects] == ["dead"]
+    cache.reap()
+    info = shmcache.inspect(arena, objects=True)
+    assert info.objects is not None
+    assert [found.standing for found in info.objects] == ["ready"]

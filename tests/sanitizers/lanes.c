@@ -279,8 +279,15 @@ static void look_at_all(struct lane *l)
     struct sc_info info;
     struct sc_lane_info member;
     struct sc_note note = {SC_HISTOGRAM, 0, 20};
+    struct sc_census census;
+    struct sc_object_info objects[SLOTS];
+    struct sc_share_info shares[SLOTS];
     sc_get_info(l->s, &info);
-    sc_count_objects(l->s, &info);
+    sc_census(l->s, &census);
+    uint32_t n = sc_list_objects(l->s, objects, SLOTS);
+    for (uint32_t i = 0; i < n; i++)
+        CHECK(objects[i].key_bytes == KEY_BYTES - 1 && objects[i].standing <= SC_KEPT_DEAD);
+    CHECK(sc_list_shares(l->s, l->s->lane, shares, SLOTS) <= SLOTS);
     sc_note(l->s, &note, 1);
     for (uint32_t lane = 0; lane < LANES; lane++)
         sc_get_lane(l->s, lane, &member);

@@ -514,7 +514,7 @@ def run_with_small_dev_shm(program: str) -> subprocess.CompletedProcess[str]:
 RUNS_OUT_LATER = """
 import pathlib, shmcache
 from shmcache import ArenaConfig, ArenaSpaceError, Status
-cache = shmcache.attach("full", create=ArenaConfig("6MiB", block_size="4KiB"))
+cache = shmcache.attach("full", create=ArenaConfig("6MiB", block_size="4KiB", lanes=16))
 assert cache.put(b"there", b"t" * 4096) == Status.OK
 ballast = pathlib.Path("/dev/shm/ballast")
 try:
