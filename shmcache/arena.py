@@ -78,22 +78,22 @@ def destroy(name: str, *, force: bool = False, inode: int | None = None) -> None
     ArenaBusyError while a live lane exists, unless ``force``; those that are attached then keep what they have
     until they close it. What is no readable arena needs ``force``, too. ArenaNotFoundError.
 
-    ``inode``: of the arena that is meant (``ArenaInfo.inode``). Where another one has the name by now it stays, and
-    ArenaNotFoundError says so.
+    ``inode``: of the arena that is meant (``ArenaInfo.inode``; 0: of what could not be opened). Where another one has
+    the name by now it stays, and ArenaNotFoundError says so.
     """
     check_name(name)
     check_bool(force, "force")
     try:
         fd = segment.open_file(name)
     except errors.ArenaPermissionError:
-        if not force:
+        if not force or inode:
             raise
         segment.unlink_unread(name)
         return
     try:
         if inode is not None and os.fstat(fd).st_ino != inode:
             raise errors.ArenaNotFoundError(
-                f"no arena {name!r} any more: it was destroyed, and another was made under its name since; look again"
+                f"no arena {name!r} any more: another was made under its name since; look again"
             )
         handle = open_segment(name, fd, writable=True)
         _retire(name, handle, fd, force=force)
@@ -227,7 +227,7 @@ def _check_boot(name: str, handle: Handle) -> None:
     if bytes(ffi.buffer(info.boot_id, 16)) != segment.boot_id():
         raise _OldArenaError(
             f"arena {name!r}: it was made before the last boot, so nothing in it is current; remove it with "
-            f"shmcache-cleanup --force {name}"
+            f"shmcache-cleanup {name}"
         )
 
 

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ def open_file(name: str, *, writable: bool = True) -> int:
     """A descriptor of the segment, close-on-exec.
 
     ArenaNotFoundError; ArenaPermissionError where it is a symbolic link, no regular file, another user's, or
-    open to others.
+    open to others. OSError where this process may open no more files.
     """
     try:
         _check_regular(path_of(name))
@@ -70,6 +70,8 @@ def open_file(name: str, *, writable: bool = True) -> int:
             f"arena {name!r}: {path_of(name)} does not let this user in; run all its processes as one user"
         ) from None
     except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise  # posix_ipc's, without a number: no descriptors, no memory; that says nothing of the file
         raise errors.ArenaPermissionError(
             f"arena {name!r}: expected a regular file at {path_of(name)}, got: {error.strerror}; remove it"
         ) from None
@@ -270,7 +272,8 @@ def unlink(name: str, fd: int) -> None:
         return
     try:
         if same_file(current, fd):
-            posix_ipc.unlink_shared_memory("/" + _PREFIX + name)
+            with suppress(posix_ipc.ExistentialError):  # somebody removed it by hand
+                posix_ipc.unlink_shared_memory("/" + _PREFIX + name)
     finally:
         os.close(current)
 
@@ -281,6 +284,10 @@ def unlink_unread(name: str) -> None:
         posix_ipc.unlink_shared_memory("/" + _PREFIX + name)
     except posix_ipc.ExistentialError:
         raise errors.ArenaNotFoundError(f"no arena {name!r}: {path_of(name)} does not exist") from None
+    except posix_ipc.PermissionsError:
+        raise errors.ArenaPermissionError(
+            f"arena {name!r}: {path_of(name)} is not this user's to remove; let its owner do it, or root"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise

@@ -40,31 +40,31 @@ class Counters:
     lock_steals: Annotated[int, "times the arena lock was taken from a dead holder"] = 0
     rebuilds: Annotated[int, "times index and block map were rebuilt from the slots"] = 0
     prefetch_requests: Annotated[int, "prefetches submitted"] = 0
-    prefetch_keys: Annotated[int, "keys that they asked for"] = 0
-    prefetch_l1_hits: Annotated[int, "of these, granted from the arena"] = 0
-    prefetch_l2_hits: Annotated[int, "of these, loaded from L2 and granted"] = 0
+    prefetch_keys: Annotated[int, "keys that prefetches asked for"] = 0
+    prefetch_l1_hits: Annotated[int, "keys that prefetches asked for and granted from the arena"] = 0
+    prefetch_l2_hits: Annotated[int, "keys that prefetches asked for, loaded from L2 and granted"] = 0
     prefetch_cancels: Annotated[int, "prefetches cancelled"] = 0
     prefetch_contended: Annotated[int, "prefetches that waited in vain for a key which another writer had in hand"] = 0
     prefetch_no_space: Annotated[int, "prefetches that were cut short, since the arena had no room"] = 0
     prefetch_errors: Annotated[int, "prefetches whose result carries an error"] = 0
     l2_lookups: Annotated[int, "keys looked up in an L2"] = 0
-    l2_lookup_hits: Annotated[int, "of these, there"] = 0
+    l2_lookup_hits: Annotated[int, "keys looked up in an L2 that were there"] = 0
     l2_lookup_errors: Annotated[int, "look-ups that raised or answered wrongly"] = 0
     l2_loads: Annotated[int, "objects loaded from L2"] = 0
-    l2_loaded_bytes: Annotated[int, "payload bytes of these"] = 0
+    l2_loaded_bytes: Annotated[int, "payload bytes of the objects loaded from L2"] = 0
     l2_load_misses: Annotated[int, "objects that look-up had promised and load did not find"] = 0
     l2_load_errors: Annotated[int, "loads that raised or answered wrongly"] = 0
     l2_timeouts: Annotated[int, "calls of an L2 that took longer than l2_timeout_s"] = 0
     l2_damaged: Annotated[int, "objects of an L2 that were not what had been stored"] = 0
     l2_stores: Annotated[int, "objects stored to an L2"] = 0
-    l2_stored_bytes: Annotated[int, "payload bytes of these"] = 0
+    l2_stored_bytes: Annotated[int, "payload bytes of the objects stored to an L2"] = 0
     l2_store_skips: Annotated[int, "objects not stored, since the L2 had them"] = 0
     l2_store_retries: Annotated[int, "stores tried again after an error"] = 0
     l2_store_errors: Annotated[int, "objects given up after the last try"] = 0
     l2_store_no_space: Annotated[int, "objects that the L2 had no room for"] = 0
     l2_store_drops: Annotated[int, "objects not stored, one an L2, since it hung or too much waited for it"] = 0
     l2_evictions: Annotated[int, "objects that a store of limited capacity removed to make room"] = 0
-    l2_evicted_bytes: Annotated[int, "bytes of these"] = 0
+    l2_evicted_bytes: Annotated[int, "bytes of the objects that a store of limited capacity removed to make room"] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,11 @@ BUCKETS_S: Final[tuple[float, ...]] = (*(16e-6 * 2**b for b in range(22)), math.
 class Histogram:
     """How long something took. Bucket b counts times up to ``BUCKETS_S[b]`` and above the one before."""
 
-    sum_s: float = 0.0
-    buckets: tuple[int, ...] = (0,) * len(BUCKETS_S)
+    sum_s: Annotated[float, "sum of the times, seconds"] = 0.0
+    buckets: Annotated[
+        tuple[int, ...],
+        "how many times were above the bucket before and up to 16 us * 2**b; the last has all that are longer",
+    ] = (0,) * len(BUCKETS_S)
 
     @property
     def count(self) -> int:
@@ -124,22 +127,22 @@ class Histograms:
 class LaneInfo:
     """One row of the share table. ``pid``, ``command`` and ``started`` are for people, never for deciding."""
 
-    index: int
+    index: Annotated[int, "its row of the share table"]
     role: Annotated[str, "'private', 'rank', 'controller' or 'free' (set free by its group)"]
     state: Annotated[str, "'alive', 'dead' (not yet reaped) or 'vacant' (nobody there, nothing left)"]
     group: Annotated[str, "empty for a private lane"]
     rank: Annotated[int | None, "None for a controller"]
-    world_size: int
+    world_size: Annotated[int, "how many ranks its group has"]
     incarnation: Annotated[int, "how often the lane was taken"]
     pid: Annotated[int, "0 where nobody is there"]
-    command: str
+    command: Annotated[str, "the name of its process"]
     started: Annotated[float, "Unix time of the attach, seconds"]
     reserved: Annotated[int, "shares granted, not yet claimed"]
     held: Annotated[int, "shares claimed, not yet given back"]
-    writing: Annotated[int, "objects this lane is writing"]
+    writing: Annotated[int, "objects that the lane is writing"]
     counters: Counters
-    held_bytes: Annotated[int, "payload bytes in blocks of the objects it holds shares of"] = 0
-    oldest_held: Annotated[float | None, "Unix time since which it has held a share longest, seconds"] = None
+    held_bytes: Annotated[int, "payload bytes in blocks of the objects that the lane holds shares of"] = 0
+    oldest_held: Annotated[float | None, "Unix time since which the lane has held a share longest, seconds"] = None
     stopped: Annotated[bool, "alive, but its process is stopped (SIGSTOP, a debugger), as far as /proc tells"] = False
     gauges: Gauges = Gauges()
     histograms: Histograms = Histograms()
@@ -149,18 +152,18 @@ class LaneInfo:
 class LockInfo:
     """Who holds the arena lock at this moment."""
 
-    lane: int
-    incarnation: int
-    pid: int
-    alive: bool
+    lane: Annotated[int, "the index of the holder's lane"]
+    incarnation: Annotated[int, "of that lane"]
+    pid: Annotated[int, "of the holder"]
+    alive: Annotated[bool, "false: the holder is dead, and the next who wants the lock takes it"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Occupancy and counters of an arena."""
 
-    capacity: Annotated[int, "payload bytes"]
-    block_size: Annotated[int, "bytes"]
+    capacity: Annotated[int, "payload bytes that the arena has room for"]
+    block_size: Annotated[int, "bytes of a block, the unit in which payload is allocated"]
     used_bytes: Annotated[int, "payload bytes in blocks that objects occupy: ready + reserved + writing + held + dead"]
     resident_bytes: Annotated[int, "bytes of the segment that are allocated in memory, metadata included"]
     slots: Annotated[int, "objects at most"]
@@ -168,7 +171,7 @@ class Stats:
     writing: Annotated[int, "objects that are being written"]
     reserved: Annotated[int, "shares granted, not yet claimed"]
     held: Annotated[int, "shares claimed, not yet given back"]
-    lanes_alive: int
+    lanes_alive: Annotated[int, "lanes of processes that live"]
     lanes_dead: Annotated[int, "dead lanes that nobody has reaped yet"]
     counters: Counters
     groups: Annotated[int, "groups with a live lane"] = 0
@@ -196,11 +199,11 @@ class ObjectInfo:
     that nobody has reaped yet); else ``"ready"``: it can be evicted.
     """
 
-    key: bytes
+    key: Annotated[bytes, "in JSON as hex"]
     nbytes: Annotated[int, "payload bytes"]
     block: Annotated[int, "its first block"]
     blocks: Annotated[int, "how many it occupies"]
-    standing: str
+    standing: Annotated[str, "'held', 'writing', 'reserved', 'dead' (kept by the dead) or 'ready' (can be evicted)"]
     written: Annotated[float, "Unix time at which its memory was reserved, seconds"]
     owner: Annotated[int, "the lane that writes it, or wrote it"]
     reserved: Annotated[int, "shares of all lanes granted, not yet claimed"]
@@ -213,7 +216,7 @@ class ShareInfo:
 
     kind: Annotated[str, "'held', 'reserved' or 'writing'"]
     lane: Annotated[int, "the index of its lane"]
-    key: bytes
+    key: Annotated[bytes, "of the object; in JSON as hex"]
     nbytes: Annotated[int, "payload bytes of the object"]
     count: Annotated[int, "how many of that kind"]
     since: Annotated[float, "Unix time since which it holds it, of the last grant, or of the write's begin, seconds"]
@@ -225,21 +228,21 @@ class ArenaInfo:
     (damaged, foreign, of another version) and all after ``inode`` is empty."""
 
     name: str
-    path: str
-    segment_bytes: int
-    problem: str | None = None
+    path: Annotated[str, "of the segment's file"]
+    segment_bytes: Annotated[int, "length of that file; what of it is in memory is resident_bytes"]
+    problem: Annotated[str | None, "why it cannot be read"] = None
     old: Annotated[bool, "made before the last boot, so that nobody can be attached"] = False
     inode: Annotated[int, "of the segment's file: another one under the same name is another arena"] = 0
-    fingerprint: str = ""
-    created: Annotated[float, "Unix time, seconds"] = 0.0
-    read_lease_s: float = 0.0
-    write_lease_s: float = 0.0
-    lock_timeout_s: float = 0.0
+    fingerprint: Annotated[str, "what it was created under"] = ""
+    created: Annotated[float, "Unix time of the arena's creation, seconds"] = 0.0
+    read_lease_s: Annotated[float, "after which a reserved share keeps nothing"] = 0.0
+    write_lease_s: Annotated[float, "after which a write may lose its key"] = 0.0
+    lock_timeout_s: Annotated[float, "after which who waits for the arena lock gives up"] = 0.0
     lane_limit: Annotated[int, "lanes at most"] = 0
     layouts: Annotated[int, "layouts in the layout table"] = 0
     lock: Annotated[LockInfo | None, "None while nobody holds it"] = None
-    stats: Stats | None = None
-    lanes: tuple[LaneInfo, ...] = ()
+    stats: Annotated[Stats | None, "None where it cannot be read"] = None
+    lanes: Annotated[tuple[LaneInfo, ...], "every lane that was ever taken, by index"] = ()
     objects: Annotated[tuple[ObjectInfo, ...] | None, "by place; None unless inspect was asked for them"] = None
     shares: Annotated[tuple[ShareInfo, ...] | None, "longest first; None unless inspect was asked for them"] = None
 

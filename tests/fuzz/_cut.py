@@ -22,7 +22,8 @@ from typing import Any, Final
 
 import shmcache
 from shmcache.segment import path_of
-from shmcache_tools import cleanup, stat
+from shmcache_tools.cleanup import __main__ as cleanup
+from shmcache_tools.stat import __main__ as stat
 
 CONFIG: Final = shmcache.ArenaConfig("96KiB", block_size="4KiB", slots=12, lanes=6, lock_timeout_s=5.0)
 THREADS: Final = 3

@@ -32,7 +32,8 @@ from fuzz._segment import Bytes
 import shmcache
 from shmcache import Layout, Status, segment
 from shmcache._binding import lib
-from shmcache_tools import cleanup, stat
+from shmcache_tools.cleanup import __main__ as cleanup
+from shmcache_tools.stat import __main__ as stat
 
 LIMIT_S: Final = 30  #: one seed
 KEYS: Final = [b"a", b"bb", b"c" * 8, b"d" * 9, b"e" * 32, b"f" * 33, b"g" * 64]
@@ -260,8 +261,11 @@ def whole(world: World) -> None:
 
 
 def look(world: World) -> None:
-    shmcache.inspect(world.name).as_dict()
+    shmcache.inspect(world.name, objects=True, shares=True).as_dict()
     shmcache.arenas()
+
+
+stat.NOW_S = 0.0  # no time to wait for what goes on
 
 
 def program(world: World) -> None:
@@ -269,8 +273,11 @@ def program(world: World) -> None:
     runs: list[tuple[Callable[[list[str]], int], list[str]]] = [
         (stat.main, [world.name]),
         (stat.main, ["--json", world.name]),
+        (stat.main, ["--json", "--shares", world.name]),
+        (stat.main, ["--json", "--map", world.name]),
         (stat.main, []),
         (stat.main, ["--shares"]),
+        (stat.main, ["--map"]),
         (cleanup.main, ["--dry-run", world.name]),
         (cleanup.main, ["--dry-run", "--stale"]),
         (cleanup.main, ["--reap", world.name]),

@@ -16,7 +16,7 @@ import pytest
 from processes._packages import need
 
 import shmcache
-from shmcache_tools.demo import main
+from shmcache_tools.demo.__main__ import main
 from shmcache_tools.trace import make_conversations
 
 _TIMEOUT_S = 90
@@ -59,7 +59,7 @@ def _arena_of(demo: subprocess.Popen[str]) -> str:
 
 def _workers_of(demo: subprocess.Popen[str]) -> list[int]:
     """The pids of its worker processes, also when they have another parent by now."""
-    mark = f"shmcache_tools.demo_worker\0{_arena_of(demo)}\0".encode()
+    mark = f"shmcache_tools.demo.worker\0{_arena_of(demo)}\0".encode()
     found = []
     for process in Path("/proc").iterdir():
         try:

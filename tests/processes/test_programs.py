@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
-import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import shmcache
-from shmcache_tools import cleanup, stat
+from shmcache_tools.cleanup import __main__ as cleanup
+from shmcache_tools.stat.documents import json_schema
 
 _HOLDER = """
 import sys, time, shmcache
@@ -76,6 +77,12 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _run_installed(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same, as a user starts it."""
+    script = Path(sys.executable).with_name(f"shmcache-{program}")
+    return subprocess.run([script, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+
+
 def _there(name: str) -> bool:
     return name in shmcache.arenas()
 
@@ -119,7 +126,7 @@ def test_stat_lists_live_arenas(arena: str) -> None:
     row = _row(done.stdout, arena)
     assert row.startswith(f"{arena} 1 MiB")
     assert row.endswith("in use")
-    assert " 2 1 0 1 2 100.0 % " in row  # objects, alive, dead, reserved, held, hit rate
+    assert " 2 1 1 0 1 2 100.0 % - " in row  # objects, groups, live, dead, reserved, held, hit rate, now
     assert "\x1b" not in done.stdout
 
 
@@ -127,8 +134,9 @@ def test_stat_tells_who_is_attached(arena: str, holder: subprocess.Popen[str]) -
     done = _run("stat", arena)
     assert (done.returncode, done.stderr) == (0, "")
     (lane,) = [row for row in _rows(done.stdout) if f" {holder.pid} " in row]
-    assert " rank engine 0 " in lane
-    assert lane.endswith("alive 1 1 2 1")  # incarnation, reserved, held, writing
+    assert " engine 0 " in lane
+    assert " alive " in lane
+    assert " 1 1 2 8 KiB 1 " in lane  # incarnation, reserved, held, held bytes, writing
     assert "2 readable, 1 being written" in done.stdout
 
 
@@ -137,24 +145,51 @@ def test_stat_of_a_dead_process(arena: str, holder: subprocess.Popen[str]) -> No
     done = _run("stat", arena)
     assert done.returncode == 0
     (lane,) = [row for row in _rows(done.stdout) if f" {holder.pid} " in row]
-    assert lane.endswith("dead 1 1 2 1")
+    assert " dead " in lane
+    assert " 1 1 2 8 KiB 1 " in lane
     assert f"to remove it: shmcache-cleanup {arena}" in done.stdout
     assert _row(_run("stat").stdout, arena).endswith("stale")
 
 
-@pytest.mark.usefixtures("holder")
-def test_stat_shares(arena: str) -> None:
+def test_stat_of_a_stopped_process(arena: str, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGSTOP)
+    os.waitpid(holder.pid, os.WUNTRACED)
+    for arguments in ([arena], [arena, "--shares"]):
+        done = _run("stat", *arguments)
+        assert done.returncode == 0
+        assert all(" stopped " in f"{row} " for row in _rows(done.stdout) if f" {holder.pid} python" in row)
+        assert f"to continue: kill -CONT {holder.pid}\n" in done.stdout
+    holder.send_signal(signal.SIGCONT)
+
+
+def test_stat_shares(arena: str, holder: subprocess.Popen[str]) -> None:
     done = _run("stat", "--shares", arena)
-    assert done.returncode == 0
-    assert _row(done.stdout, arena).startswith(f"{arena} 2 1 ")
-    assert _row(_run("stat", "--shares").stdout, arena).startswith(f"{arena} 2 1 ")
+    assert (done.returncode, done.stderr) == (0, "")
+    lanes = [row for row in _rows(done.stdout) if f" engine 0 {holder.pid} " in row]
+    assert len(lanes) == 5  # the holder, and what it has
+    assert " alive 2 1 1 300 B " in lanes[0]  # held, writing, reserved, bytes
+    kinds = [row.split()[0] for row in lanes[1:]]
+    assert sorted(kinds[:3]) == ["held", "held", "writing"]
+    assert kinds[3] == "reserved"
+    of_all = _rows(_run("stat", "--shares", "--limit", "0").stdout)
+    assert [row.split()[0] for row in of_all if f" engine 0 {holder.pid} " in row] == [arena] * 5
 
 
-def test_stat_json(arena: str, holder: subprocess.Popen[str]) -> None:
-    done = _run("stat", "--json", arena)
+def test_stat_shares_of_a_dead_process(arena: str, holder: subprocess.Popen[str]) -> None:
+    with shmcache.attach(arena):
+        _sigkill(holder)
+        done = _run("stat", "--shares", arena, "--limit", "1")
+    assert len([row for row in _rows(done.stdout) if row.endswith(" dead") and f" {holder.pid} " in row]) == 1
+    assert "3 more shares; --limit 0 shows all" in done.stdout
+    assert f"to reap: shmcache-cleanup --reap {arena}\n" in done.stdout
+
+
+@pytest.mark.parametrize("what", [[], ["--shares"], ["--map"]])
+def test_stat_json(arena: str, holder: subprocess.Popen[str], what: list[str]) -> None:
+    done = _run_installed("stat", "--json", arena, *what)
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
-    assert document["schema"] == stat.JSON_SCHEMA
+    jsonschema.Draft202012Validator(json_schema()).validate(document)
     (info,) = document["arenas"]
     assert info["name"] == arena
     assert info["stale"] is False
@@ -164,7 +199,16 @@ def test_stat_json(arena: str, holder: subprocess.Popen[str]) -> None:
     assert info["stats"]["hit_rate"] == 1.0
     (lane,) = [lane for lane in info["lanes"] if lane["state"] == "alive"]
     assert (lane["group"], lane["rank"], lane["pid"]) == ("engine", 0, holder.pid)
-    assert arena in {info["name"] for info in json.loads(_run("stat", "--json").stdout)["arenas"]}
+    assert (info["shares"] is not None) is (what == ["--shares"])
+    assert {share["key"] for share in info["shares"] or ()} <= {b"a".hex(), b"b".hex(), b"c".hex()}
+    standings = [found["standing"] for found in info["objects"] or ()]
+    assert standings == (["held", "held", "writing"] if what == ["--map"] else [])
+
+
+def test_stat_json_of_all(arena: str) -> None:
+    document = json.loads(_run_installed("stat", "--json").stdout)
+    jsonschema.Draft202012Validator(json_schema()).validate(document)
+    assert arena in {info["name"] for info in document["arenas"]}
 
 
 @pytest.mark.parametrize("damage", _DAMAGE)
@@ -176,15 +220,14 @@ def test_stat_bears_damage(arena: str, damage: Callable[[Path], None]) -> None:
     assert json.loads(_run("stat", "--json", arena).stdout)["arenas"][0]["problem"]
     listed = _run("stat")
     assert (listed.returncode, listed.stderr) == (0, "")
-    assert f"{arena} - - - - - - - - - unreadable" in _rows(listed.stdout)
+    assert f"{arena} - - - - - - - - - - - unreadable" in _rows(listed.stdout)
 
 
 def test_stat_bears_a_file_that_is_open_to_others(arena: str) -> None:
     Path(shmcache.inspect(arena).path).chmod(0o644)
     done = _run("stat", arena)
-    assert done.returncode == 1
-    assert "0644" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "0644; remove it: shmcache-cleanup --force" in done.stdout
     listed = _run("stat")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert "0644" in listed.stdout
@@ -197,7 +240,9 @@ def test_stat_of_no_arena(name: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[".hidden"], ["a/b"], ["--json", "--shares"], ["a", "b"], ["--watch"]])
+@pytest.mark.parametrize(
+    "arguments", [[".hidden"], ["a/b"], ["--map", "--shares"], ["a", "b"], ["--limit", "3"], ["--watch", "0"]]
+)
 def test_stat_usage(arguments: list[str]) -> None:
     done = _run("stat", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -212,7 +257,7 @@ def test_cleanup_refuses_while_somebody_lives(arena: str, holder: subprocess.Pop
         done = _run("cleanup", *arguments)
         assert done.returncode == 1
         assert f"pid {holder.pid}" in done.stdout + done.stderr
-        assert "rank 0 of group engine" in done.stdout + done.stderr
+        assert "rank 0 of engine" in done.stdout + done.stderr
         assert _there(arena)
 
 
@@ -228,7 +273,7 @@ def test_cleanup_after_death_and_again(arena: str, holder: subprocess.Popen[str]
     _sigkill(holder)
     dry = _run("cleanup", "--dry-run", arena)
     assert dry.returncode == 0
-    assert "would destroy, stale" in dry.stdout
+    assert "destroy stale: nobody is attached; " in _row(dry.stdout, arena)
     assert _there(arena)
     first, second = _run("cleanup", arena), _run("cleanup", arena)
     assert (first.returncode, second.returncode) == (0, 0)
@@ -279,7 +324,7 @@ def test_cleanup_of_all_that_is_stale(
     shmcache.create(other, shmcache.ArenaConfig("1MiB"))
     _only(monkeypatch, arena, other)
     assert cleanup.main(["--stale", "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith(f"{other}: would destroy, stale")
+    assert [row.split()[0] for row in _rows(capsys.readouterr().out)] == ["arena", other]
     assert cleanup.main(["--stale", "--yes"]) == 0
     assert not _in_dev_shm(other)
     assert cleanup.main(["--stale", "--yes"]) == 0
@@ -292,11 +337,12 @@ def test_cleanup_of_all_that_is_stale(
 
 
 def test_cleanup_reaps(arena: str, holder: subprocess.Popen[str]) -> None:
-    assert "reaped 0 dead lanes, 0 shares" in _run("cleanup", "--reap", arena).stdout
+    assert _run("cleanup", "--reap", arena).stdout == f"{arena}: no dead lanes: nothing to reap\n"
     _sigkill(holder)
     what = "1 dead lane, 3 shares, 1 half-written object"
     dry = _run("cleanup", "--reap", "--dry-run", arena)
-    assert (dry.returncode, dry.stdout) == (0, f"{arena}: would reap {what}\n")
+    assert dry.returncode == 0
+    assert f" reap {what}; pid {holder.pid} " in _row(dry.stdout, arena)
     done = _run("cleanup", "--reap", arena)
     assert (done.returncode, done.stdout) == (0, f"{arena}: reaped {what}\n")
     stats = shmcache.inspect(arena).stats
@@ -309,7 +355,7 @@ def test_cleanup_reap_of_damage(arena: str) -> None:
     for arguments in (["--reap"], ["--reap", "--dry-run"]):
         done = _run("cleanup", *arguments, arena)
         assert done.returncode == 1
-        assert arena in done.stderr
+        assert "cannot be read: " in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -318,23 +364,6 @@ def test_two_cleanups_at_once(arena: str) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(_TIMEOUT_S) for process in both] == [0, 0]
     assert not _there(arena)
-
-
-@pytest.mark.parametrize(("answer", "exit_code"), [("n", 1), ("", 1), ("y", 0), ("\x04", 1)])
-def test_cleanup_asks_on_a_terminal(arena: str, answer: str, exit_code: int) -> None:
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "shmcache_tools.cleanup", arena]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, start_new_session=True) as process:
-        seen = b""
-        while b"[y/N]" not in seen:
-            readable, _, _ = select.select([ours], [], [], _TIMEOUT_S)
-            assert readable, seen
-            seen += os.read(ours, 4096)
-        os.write(ours, f"{answer}\n".encode())
-        assert process.wait(_TIMEOUT_S) == exit_code
-    os.close(ours)
-    os.close(theirs)
-    assert _there(arena) is (exit_code != 0)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +377,62 @@ def test_cleanup_usage(arguments: str) -> None:
 
 
 @pytest.mark.parametrize("program", ["stat", "cleanup"])
-def test_the_installed_programs_help_with_examples(program: str) -> None:
+def test_the_installed_programs_have_a_manual(program: str) -> None:
     script = Path(sys.executable).with_name(f"shmcache-{program}")
-    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-    assert "examples:" in done.stdout
+    wide = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True, env=wide)
+    sections = ["usage", "options", "examples", "exit status", "environment", "files", "see also"]
+    places = [done.stdout.index(f"{section}:") for section in sections]
+    assert places == sorted(places)
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert f"  shmcache-{program} " in done.stdout
-    assert "exit codes: 0 done" in done.stdout
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    assert version.stdout == f"shmcache-{program} {shmcache.__version__}\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_cleanup_does_its_work_when_nobody_reads_of_it(arena: str, stream: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    other = f"{arena}-none"
+    command = [sys.executable, "-m", "shmcache_tools.cleanup", other, arena, other, "--yes"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+    with subprocess.Popen(command, text=True, **streams) as process:
+        os.close(theirs)
+        said = "".join(text or "" for text in process.communicate(timeout=_TIMEOUT_S))
+    assert process.returncode == 0
+    assert "Error" not in said
+    assert not _there(arena)
+
+
+def test_cleanup_where_the_encoding_lacks_a_character(arena: str) -> None:
+    command = [sys.executable, "-m", "shmcache_tools.cleanup", "--force", arena]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with shmcache.attach(arena, group="größe", rank=0):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"rank 0 of gr\xf6\xdfe" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_cleanup_without_a_standard_stream(arena: str, closed: str) -> None:
+    command = f'exec "$0" -m shmcache_tools.cleanup "$1" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, arena], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not _there(arena)
+
+
+def test_cleanup_reaps_only_by_a_lane(
+    arena: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it saw dead has found successors meanwhile, and no lane is left."""
+    _sigkill(holder)
+    seen = shmcache.inspect(arena)
+    monkeypatch.setattr(cleanup, "look", lambda _: seen)
+    with contextlib.ExitStack() as lanes:
+        for _ in range(8):
+            lanes.enter_context(shmcache.attach(arena))
+        assert cleanup.main(["--reap", arena]) == 1
+    assert "no free lane" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from processes._packages import need
 
 import shmcache
 from shmcache_tools.chunks import keys_of
-from shmcache_tools.replay import main
+from shmcache_tools.replay.__main__ import main
 from shmcache_tools.trace import make_conversations
 
 _TIMEOUT_S = 90

@@ -104,8 +104,8 @@ _PROGRAM = """
 import sys
 from shmcache import Status, batch, cache
 from shmcache._binding import lib
-from shmcache_tools import torture, torture_worker
-from shmcache_tools.torture_worker import Worker
+from shmcache_tools.torture import __main__ as torture, worker
+from shmcache_tools.torture.worker import Worker
 
 {sabotage}
 
@@ -138,7 +138,7 @@ class Bad(Worker):
             payload = self.cache._attachment.payload(writable=True)
             payload[read.batch._refs[0].offset + 20] ^= 1
         super().release()
-torture_worker.Worker = Bad
+worker.Worker = Bad
 """,
     "grants in word only": """
 real = cache.Cache.reserve_read
@@ -150,7 +150,7 @@ cache.Cache.reserve_read = reserve_read
 class Bad(Worker):
     def fill(self, batch, keys, own):
         views = [bytes(view or b"") for view in batch.views]
-torture_worker.Worker = Bad
+worker.Worker = Bad
 """,
     "deletes in word only": """
 real = cache.Cache.delete
@@ -169,13 +169,13 @@ import os, signal
 class Bad(Worker):
     def evict(self):
         os.kill(os.getpid(), signal.SIGSEGV)
-torture_worker.Worker = Bad
+worker.Worker = Bad
 """,
     "raises": """
 class Bad(Worker):
     def evict(self):
         raise RuntimeError("what a pity")
-torture_worker.Worker = Bad
+worker.Worker = Bad
 """,
 }
 

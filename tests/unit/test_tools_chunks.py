@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from shmcache_tools.chunks import KEY_BYTES, Pattern, keys_of, words_of
-from shmcache_tools.demo_wire import Done, Failed, Ready, Task, decode_answer
+from shmcache_tools.demo.wire import Done, Failed, Ready, Task, decode_answer
 
 _IDS = np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64)
 

@@ -23,8 +23,8 @@ from shmcache.storage import L2Adapter, StorageManager
 from shmcache_tools.chunks import Pattern, keys_of, words_of
 from shmcache_tools.l2 import add_l2_options, opened_l2, remove_stale
 from shmcache_tools.program import RunError, UsageError, number, real, size
-from shmcache_tools.replay_engine import Engine, Pace
-from shmcache_tools.replay_report import JSON_SCHEMA, Outcome, Served, Tally, document, progress, report
+from shmcache_tools.replay.engine import Engine, Pace
+from shmcache_tools.replay.report import JSON_SCHEMA, Outcome, Served, Tally, document, progress, report
 from shmcache_tools.samples import Samples
 from shmcache_tools.text import make_console
 from shmcache_tools.trace import TraceRequest

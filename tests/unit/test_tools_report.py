@@ -9,7 +9,7 @@ import pytest
 
 from shmcache.stats import Counters, Gauges, Histogram, Histograms, Stats
 from shmcache.storage import PrefetchResult
-from shmcache_tools.demo_report import GRANT, RESERVE, Loss, Outcome, Tally, progress, report
+from shmcache_tools.demo.report import GRANT, RESERVE, Loss, Outcome, Tally, progress, report
 from shmcache_tools.text import make_console
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from shmcache import Counters, Status
-from shmcache_tools.torture_check import check
-from shmcache_tools.torture_counts import check_counters
-from shmcache_tools.torture_history import Audit, History, history_of, history_text
-from shmcache_tools.torture_log import COLLECTIVE, FORCE, RECORD_WORDS, TEMPORARY, Code, Log, Op, status_text
-from shmcache_tools.torture_objects import (
+from shmcache_tools.torture.check import check
+from shmcache_tools.torture.counts import check_counters
+from shmcache_tools.torture.history import Audit, History, history_of, history_text
+from shmcache_tools.torture.log import COLLECTIVE, FORCE, RECORD_WORDS, TEMPORARY, Code, Log, Op, status_text
+from shmcache_tools.torture.objects import (
     PART_BYTES,
     VERSION_BITS,
     WRITERS,
@@ -25,7 +25,7 @@ from shmcache_tools.torture_objects import (
     part_of,
     version_in,
 )
-from shmcache_tools.torture_plan import MOST_PROCESSES, Plan, plan_of, seats_of
+from shmcache_tools.torture.plan import MOST_PROCESSES, Plan, plan_of, seats_of
 
 OK, NOT_FOUND, IN_FLIGHT, EXISTS = Status.OK, Status.NOT_FOUND, Status.IN_FLIGHT, Status.EXISTS
 NO_SHARE, LOCKED, NOT_OWNER = Status.NO_SHARE, Status.LOCKED, Status.NOT_OWNER

@@ -64,7 +64,9 @@ class Interrupts:
 def noted_interrupts() -> Iterator[Interrupts]:
     """Turn SIGINT, SIGTERM and SIGHUP into Interrupted for the time of the block."""
     interrupts = Interrupts()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # what nohup does
+        signals.append(signal.SIGHUP)
     before = [signal.signal(signum, interrupts.note) for signum in signals]
     try:
         yield interrupts

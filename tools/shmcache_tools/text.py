@@ -8,8 +8,11 @@ memory or ``/proc`` (a command line may hold escape sequences).  Knows nothing o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -23,14 +26,14 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _TIME_UNITS = ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"))
 _AGE_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def make_console(file: TextIO | None = None) -> Console:
     """A console on ``file`` (standard output): markup off, as texts from outside may hold brackets."""
-    target = file or sys.stdout
+    target = _bearing_all(file or sys.stdout)
     console = Console(file=target, markup=False, highlight=False)
     if console.is_terminal:
         return console
@@ -67,9 +70,27 @@ def make_parser(prog: str, description: str, examples: str) -> argparse.Argument
     )
 
 
+def _bearing_all(file: TextIO) -> TextIO:
+    """The stream, on which a character that its encoding lacks is no reason to stop."""
+    if isinstance(file, TextIOWrapper):
+        file.reconfigure(errors="replace")  # by one character, so that tables stay in line
+    return file
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Print a message on ``file`` (standard output), and go on where nobody reads that any more."""
+    target = _bearing_all(file or sys.stdout)
+    try:
+        print(message, file=target, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more at the end.
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), target.fileno())
+
+
 def complain(prog: str, message: str) -> None:
     """Say on standard error what went wrong."""
-    make_console(sys.stderr).print(f"{prog}: {printable(message)}", soft_wrap=True)
+    say(f"{prog}: {printable(message)}", sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -88,9 +109,9 @@ def plural(count: int, noun: str) -> str:
 
 def size_text(size: int) -> str:
     """Bytes of memory in binary units: ``512 B``, ``64 KiB``, ``1.5 GiB``."""
-    value, unit = float(size), _BINARY_UNITS[0]
-    for larger in _BINARY_UNITS[1:]:
-        if value < 1024:
+    value, unit = float(size), BINARY_UNITS[0]
+    for larger in BINARY_UNITS[1:]:
+        if round(value, 1) < 1024:  # as it will be shown
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if value.is_integer() else f"{value:.1f} {unit}"
@@ -124,3 +145,39 @@ def age_text(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(part for part in parts if not part.startswith("0 ")) or "0 s"
+
+
+# The same in few cells, for tables on a narrow terminal.
+
+
+def short_count_text(count: int) -> str:
+    """At most 5 cells: ``99999``, ``105k``, ``1.05M``."""
+    if count < 100_000:
+        return str(count)
+    value, unit = float(count), ""
+    for larger in "kMGTPE":
+        if round(value) < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}{unit}"
+
+
+def short_size_text(size: int) -> str:
+    """Binary units as ``free -h`` has them: ``512B``, ``512Mi``, ``1.5Gi``."""
+    return size_text(size).replace(" ", "").replace("iB", "i")
+
+
+def short_percent_text(fraction: float | None) -> str:
+    """Whole percents; 100 only where it is all."""
+    if fraction is None:
+        return "-"
+    return f"{min(round(100 * fraction), 99) if fraction < 1 else round(100 * fraction)}%"
+
+
+def short_age_text(seconds: float) -> str:
+    """An age in the largest unit of which it has three: ``179s``, ``70h``."""
+    rest = max(0, int(seconds))
+    for length, unit in _AGE_UNITS:
+        if rest >= 3 * length:
+            return f"{rest // length}{unit}"
+    return f"{rest}s"
