@@ -7,16 +7,17 @@
 #include "guard.h"
 #include "writers.h"
 
-struct look { struct sc_segment *s; uint64_t now_us; uint32_t lanes; bool alive[SC_MAX_LANES]; };
+/* dead: somebody was there and is not reaped. A vacant lane is no dead one: its shares wait for a rank to come. */
+struct look { struct sc_segment *s; uint64_t now_us; uint32_t lanes; bool dead[SC_MAX_LANES]; };
 
-/* Shares and writers of one object, the living apart from the dead. */
+/* Shares and writers of one object; of each kind those of the living at 0, of the dead at 1. */
 struct keepers { uint64_t reserved, held; bool reserves[2], holds[2], writes[2]; };
 
 static struct look look_around(struct sc_segment *s)
 {
     struct look l = {.s = s, .now_us = sc_now_us(), .lanes = sc_lane_limit(s)};
     for (uint32_t lane = 0; lane < l.lanes; lane++)
-        l.alive[lane] = sc_lane_held(s, lane);
+        l.dead[lane] = sc_lane_state(s, lane) == SC_LANE_DEAD;
     return l;
 }
 
@@ -59,12 +60,12 @@ static struct keepers keepers_of(const struct look *l, const struct sc_object *o
     struct keepers k = {0};
     for (uint32_t lane = 0; lane < l->lanes; lane++) {
         uint64_t word = share_of(l, lane, o);
-        bool writes = sc_state_of(state) == SC_WRITING && sc_fills(l->s, o->slot, state, lane), alive = l->alive[lane];
+        bool writes = sc_state_of(state) == SC_WRITING && sc_fills(l->s, o->slot, state, lane), dead = l->dead[lane];
         k.reserved += sc_reserved(word);
         k.held += sc_held(word);
-        k.reserves[alive] |= sc_reserved(word) > 0;
-        k.holds[alive] |= sc_held(word) > 0;
-        k.writes[alive] |= writes;
+        k.reserves[dead] |= sc_reserved(word) > 0;
+        k.holds[dead] |= sc_held(word) > 0;
+        k.writes[dead] |= writes;
         if (lanes)
             count_lane(l, lane, o, word, writes, &lanes[lane]);
     }
@@ -75,13 +76,13 @@ static struct keepers keepers_of(const struct look *l, const struct sc_object *o
 
 static enum sc_standing standing(const struct keepers *k, uint64_t state)
 {
-    if (k->holds[1])
+    if (k->holds[0])
         return SC_KEPT_HELD;
-    if (k->writes[1])
+    if (k->writes[0])
         return SC_KEPT_WRITING;
-    if (k->reserves[1])
+    if (k->reserves[0])
         return SC_KEPT_RESERVED;
-    bool dead = k->holds[0] || k->reserves[0] || sc_state_of(state) == SC_WRITING;
+    bool dead = k->holds[1] || k->reserves[1] || sc_state_of(state) == SC_WRITING;
     return dead ? SC_KEPT_DEAD : SC_IDLE;
 }
 

@@ -405,13 +405,19 @@ def test_cleanup_does_its_work_when_nobody_reads_of_it(arena: str, stream: str) 
     assert not _there(arena)
 
 
-def test_cleanup_where_the_encoding_lacks_a_character(arena: str) -> None:
-    command = [sys.executable, "-m", "shmcache_tools.cleanup", "--force", arena]
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    with shmcache.attach(arena, group="größe", rank=0):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=ascii_only)
+@pytest.mark.parametrize(
+    ("program", "told"), [("stat", "gr??e"), ("stat --shares", "gr??e"), ("cleanup --force", "rank 0 of gr??e")]
+)
+def test_where_the_encoding_lacks_a_character(
+    arena: str, program: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with shmcache.attach(arena, group="größe", rank=0) as cache:
+        cache.put(b"k", b"x")
+        cache.reserve_read([b"k"])
+        done = _run(*program.split(), arena)
     assert (done.returncode, done.stderr) == (0, "")
-    assert r"rank 0 of gr\xf6\xdfe" in done.stdout
+    assert told in done.stdout
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])

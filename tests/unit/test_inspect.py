@@ -98,6 +98,16 @@ def test_standings(arena: str, join: Join) -> None:
     assert (stats.ready_bytes, stats.reserved_bytes, stats.held_bytes) == (5 * BLOCK, 3 * BLOCK, 0)
 
 
+def test_shares_of_a_rank_that_has_not_come_are_reserved(arena: str, join: Join) -> None:
+    engine = join("g", 0, 2)
+    engine.put(b"k", bytes(BLOCK))
+    engine.reserve_read([b"k"], extra_count=1)
+    engine.finish_read([b"k"])
+    assert objects_of(arena)[b"k"].standing == "reserved"
+    (share,) = shares_of(arena)
+    assert (share.kind, shmcache.inspect(arena).lanes[share.lane].state) == ("reserved", "vacant")
+
+
 @pytest.mark.parametrize("config", [shmcache.ArenaConfig("1MiB", block_size="4KiB", lanes=4, read_lease_s=0.05)])
 def test_a_share_whose_lease_is_over_keeps_nothing(cache: shmcache.Cache) -> None:
     cache.put(b"k", bytes(BLOCK))
