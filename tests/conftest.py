@@ -14,9 +14,10 @@ from arena_support import Join
 
 import shmcache
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell without job control starts what is to run beside it so, and what tests start would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signum in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        # As nohup, or a shell without job control, starts what runs beside it; what tests start would inherit that.
+        signal.signal(_signum, lambda *_: None)
 
 
 @pytest.fixture
