@@ -273,8 +273,9 @@ static enum sc_status visit_ungrant(struct sc_segment *s, const struct sc_key *k
 {
     struct lanes *from = arg;
     uint64_t state, taken = 0;
-    if (look(s, k, slot, &state) == SC_NOT_FOUND)
-        return SC_NOT_FOUND;
+    enum sc_status st = look(s, k, slot, &state);
+    if (st != SC_OK) /* shares that are granted before their object is published come with it, and not before */
+        return st == SC_NOT_FOUND ? st : SC_NO_SHARE;
     for (uint32_t i = 0; i < from->n; i++)
         taken += sc_share_ungrant(s, from->lanes[i], *slot, sc_generation(state));
     if (taken && state & SC_TEMPORARY)

@@ -131,7 +131,8 @@ static void act_release(struct act *a)
 static void act_finish_read(struct act *a)
 {
     int8_t status;
-    bool has = a->slot >= 0 && sc_reserved(own_word(a, a->before, a->slot)) > 0;
+    /* What is granted before its object is published is nobody's yet. */
+    bool has = is_readable(a) && sc_reserved(own_word(a, a->before, a->slot)) > 0;
     a->may.own = a->slot;
     give_back_may_free(a, a->slot);
     sc_finish_read(a->n->s, keys[a->key], KEY_BYTES, NULL, 1, &status);
@@ -166,6 +167,10 @@ static void act_cancel_read(struct act *a)
     give_back_may_free(a, a->slot);
     sc_cancel_read(a->n->s, keys[a->key], KEY_BYTES, NULL, 1, RANKS, &status);
     a->n->rc = status;
+    bool any = false;
+    for (uint32_t rank = 0; is_readable(a) && rank < RANKS; rank++)
+        any |= sc_reserved(a->before->words[a->n->s->rank_lanes[rank]][a->slot]) > 0;
+    want(a, (status == SC_OK) == any, "cancelled or not, against the share words");
 }
 
 static void act_touch(struct act *a)
