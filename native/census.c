@@ -58,9 +58,12 @@ static void count_lane(const struct look *l, uint32_t lane, const struct sc_obje
 static struct keepers keepers_of(const struct look *l, const struct sc_object *o, uint64_t state, struct sc_lane_census *lanes)
 {
     struct keepers k = {0};
+    bool writing = sc_state_of(state) == SC_WRITING;
     for (uint32_t lane = 0; lane < l->lanes; lane++) {
         uint64_t word = share_of(l, lane, o);
-        bool writes = sc_state_of(state) == SC_WRITING && sc_fills(l->s, o->slot, state, lane), dead = l->dead[lane];
+        if (word == 0 && !writing)
+            continue;
+        bool writes = writing && sc_fills(l->s, o->slot, state, lane), dead = l->dead[lane];
         k.reserved += sc_reserved(word);
         k.held += sc_held(word);
         k.reserves[dead] |= sc_reserved(word) > 0;
@@ -69,7 +72,7 @@ static struct keepers keepers_of(const struct look *l, const struct sc_object *o
         if (lanes)
             count_lane(l, lane, o, word, writes, &lanes[lane]);
     }
-    if (sc_lease_over(l->s, o->slot))
+    if (sc_load(&sc_slot(l->s, o->slot)->lease_until_us) < l->now_us) /* sc_lease_over, at the time of the look */
         k.reserves[0] = k.reserves[1] = false;
     return k;
 }
