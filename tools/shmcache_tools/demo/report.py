@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from shmcache.stats import Histogram, Stats
 from shmcache.storage import PrefetchResult
 from shmcache_tools.demo.crew import Worker
-from shmcache_tools.l2_report import l2_progress_rows, l2_rows, moved_text
+from shmcache_tools.run_report import l2_progress_rows, l2_rows, moved_text, progress_bars, verdict_text
 from shmcache_tools.samples import Samples
 from shmcache_tools.stat.render import times_table
 from shmcache_tools.text import (
@@ -29,8 +28,6 @@ from shmcache_tools.text import (
     make_table,
     percent_text,
     plural,
-    printable,
-    size_text,
     time_text,
 )
 
@@ -38,8 +35,6 @@ from shmcache_tools.text import (
 RESERVE, FILL, GRANT = "reserve to write", "fill", "grant what was there"
 PUBLISH, READ, ARRAYS, RELEASE = "publish and grant", "read", "make arrays", "release"
 OPERATIONS = (RESERVE, FILL, PUBLISH, GRANT, READ, ARRAYS, RELEASE)
-
-_BAR_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,42 +135,25 @@ def report(outcome: Outcome) -> RenderableType:
     parts: list[RenderableType] = [make_facts(_report_rows(outcome)), Text(), _times_table(outcome.tally), Text()]
     if storage_times := times_table(outcome.stats.histograms):
         parts += [storage_times, Text()]
-    faults = outcome.faults
-    if faults:
-        verdict = Text("FAILED: " + printable("; ".join(faults)), style="bold red")
-    else:
-        verdict = Text("All good: every chunk right, no share left, the arena is sound.", style="green")
-    return Group(*parts, verdict)
+    return Group(*parts, verdict_text(outcome.faults))
 
 
 def progress(tally: Tally, stats: Stats, workers: Iterable[Worker], unfinished: Iterable[int]) -> RenderableType:
     """The live display: how far the run is, the arena, and a line a worker."""
     elapsed_s = tally.elapsed_s
-    rest_s = elapsed_s / tally.finished * (tally.requests - tally.finished) if tally.finished else None
-    left = "" if rest_s is None else f", {rest_s:.0f} s left"
-    bars = Table.grid(padding=(0, 2, 0, 0))
-    bars.add_row(
-        Text("requests", style="bold"),
-        ProgressBar(tally.requests, tally.finished, width=_BAR_WIDTH),
-        f"{count_text(tally.finished)} of {count_text(tally.requests)}, {elapsed_s:.0f} s{left}",
-    )
-    bars.add_row(
-        Text("arena", style="bold"),
-        ProgressBar(stats.capacity, stats.used_bytes, width=_BAR_WIDTH, finished_style="bar.complete"),
-        f"{size_text(stats.used_bytes)} of {size_text(stats.capacity)}, {plural(stats.objects, 'object')}",
-    )
     rate = tally.bytes_in_place / elapsed_s if elapsed_s else 0
     facts = make_facts(
         [
             ("hit rate", _rates_text(tally)),
             ("in place", f"{gigabytes_text(tally.bytes_in_place)}, {gigabytes_text(int(rate))} a second"),
             ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
-            ("evictions", count_text(stats.counters.evictions)),
+            ("objects", f"{count_text(stats.objects)}, {count_text(stats.counters.evictions)} evicted"),
             ("deaths", count_text(len(tally.losses))),
             *l2_progress_rows(stats),
             ("prefetch took", _prefetch_text(stats.histograms.prefetch_total)),
         ]
     )
+    bars = progress_bars(tally.finished, tally.requests, elapsed_s, stats)
     return Group(bars, Text(), facts, Text(), _workers_table(tally, workers, unfinished))
 
 

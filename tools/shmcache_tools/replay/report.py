@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from shmcache.stats import Stats
-from shmcache_tools.l2_report import l2_failures, l2_progress_rows, l2_rows, moved_text
+from shmcache_tools.run_report import l2_failures, l2_progress_rows, l2_rows, moved_text, progress_bars, verdict_text
 from shmcache_tools.samples import Samples
 from shmcache_tools.text import (
     count_text,
@@ -26,15 +25,12 @@ from shmcache_tools.text import (
     make_table,
     percent_text,
     plural,
-    printable,
-    size_text,
     time_text,
 )
 
 #: Raised when a field of the JSON document changes its meaning or goes away; new fields may appear.
 JSON_SCHEMA = 1
 
-_BAR_WIDTH = 30
 _PERCENTS = (50, 99, 100)
 
 
@@ -165,11 +161,7 @@ class Outcome:
 
 def report(outcome: Outcome) -> RenderableType:
     """The report at the end."""
-    faults = outcome.faults
-    if faults:
-        verdict = Text("FAILED: " + printable("; ".join(faults)), style="bold red")
-    else:
-        verdict = Text("All good: every chunk right, no share left, the arena is sound.", style="green")
+    verdict = verdict_text(outcome.faults)
     return Group(make_facts(_rows(outcome)), Text(), times_table(outcome.tally), Text(), verdict)
 
 
@@ -231,20 +223,6 @@ def _hit_rows(tally: Tally) -> list[tuple[str, str | Text]]:
 
 def progress(tally: Tally, stats: Stats) -> RenderableType:
     """How far the replay is, what it hits, and what goes on with L2."""
-    elapsed_s = tally.elapsed_s
-    rest_s = elapsed_s / tally.finished * (tally.requests - tally.finished) if tally.finished else None
-    left = "" if rest_s is None else f", {rest_s:.0f} s left"
-    bars = Table.grid(padding=(0, 2, 0, 0))
-    bars.add_row(
-        Text("requests", style="bold"),
-        ProgressBar(tally.requests, tally.finished, width=_BAR_WIDTH),
-        f"{count_text(tally.finished)} of {count_text(tally.requests)}, {elapsed_s:.0f} s{left}",
-    )
-    bars.add_row(
-        Text("arena", style="bold"),
-        ProgressBar(stats.capacity, stats.used_bytes, width=_BAR_WIDTH, finished_style="bar.complete"),
-        f"{size_text(stats.used_bytes)} of {size_text(stats.capacity)}",
-    )
     l1, l2 = percent_text(tally.rate(tally.l1_hits)), percent_text(tally.rate(tally.l2_hits))
     evictions = f"L1 {count_text(stats.counters.evictions)}, L2 {count_text(stats.counters.l2_evictions)}"
     facts = make_facts(
@@ -254,6 +232,7 @@ def progress(tally: Tally, stats: Stats) -> RenderableType:
             ("evictions", evictions),
         ]
     )
+    bars = progress_bars(tally.finished, tally.requests, tally.elapsed_s, stats)
     return Group(bars, Text(), facts, Text(), times_table(tally))
 
 

@@ -1,13 +1,44 @@
-"""What was moved between an arena and L2, in words, for the reports of programs that count chunks."""
+"""What programs that run requests through an arena and L2 report alike: how far they are, what was moved, a verdict."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from shmcache.stats import Counters, Stats
 from shmcache_tools.text import count_text, gigabytes_text, plural, printable, size_text, time_text
 
 Rows = list[tuple[str, str | Text]]
+
+_BAR_WIDTH: Final = 40
+
+
+def progress_bars(finished: int, requests: int, elapsed_s: float, stats: Stats) -> Table:
+    """How many requests are done, with the time that is left at this pace, and how full the arena is."""
+    left = f", {elapsed_s / finished * (requests - finished):.0f} s left" if finished else ""
+    bars = Table.grid(padding=(0, 2, 0, 0))
+    bars.add_row(
+        Text("requests", style="bold"),
+        ProgressBar(requests, finished, width=_BAR_WIDTH),
+        f"{count_text(finished)} of {count_text(requests)}, {elapsed_s:.0f} s{left}",
+    )
+    bars.add_row(
+        Text("arena", style="bold"),
+        ProgressBar(stats.capacity, stats.used_bytes, width=_BAR_WIDTH, finished_style="bar.complete"),
+        f"{size_text(stats.used_bytes)} of {size_text(stats.capacity)}",
+    )
+    return bars
+
+
+def verdict_text(faults: Sequence[str]) -> Text:
+    """Whether a run was good, and else why not."""
+    if faults:
+        return Text("FAILED: " + printable("; ".join(faults)), style="bold red")
+    return Text("All good: every chunk right, no share left, the arena is sound.", style="green")
 
 
 def moved_text(chunks: int, nbytes: int) -> str:
