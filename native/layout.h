@@ -122,7 +122,7 @@ struct sc_header {
 
 /* What a lane has at this moment: X(name). Zero from its taking on; of a dead lane it says nothing. */
 #define SC_GAUGES(X)                                                                                               \
-    X(prefetch_queued) X(prefetch_in_flight) X(l2_loading) X(l2_storing) X(l2_backlog_bytes)
+    X(prefetch_queued) X(prefetch_in_flight) X(l2_loading) X(l2_storing) X(l2_backlog_bytes) X(pinned_bytes)
 
 /* How long something took: X(name). */
 #define SC_HISTOGRAMS(X)                                                                                           \

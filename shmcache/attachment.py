@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shmcache import errors, segment
+from shmcache import device, errors, segment
 from shmcache._binding import Handle, check, ffi, lib
 from shmcache.layout import Layout
 from shmcache.status import OK
@@ -66,6 +66,7 @@ class Attachment:
         self._mappings: dict[bool, mmap.mmap] = {}
         self._views: dict[bool, memoryview] = {}
         self._address: Any = None
+        self._pinned: device.Pinned | None = None
         self._layouts: dict[int, Layout] = {}
         self._numbers: dict[Layout, int] = {}
         self._plain: dict[int, Layout] = {}
@@ -167,11 +168,46 @@ class Attachment:
                 ffi.release(buffer)  # the address alone counts as no view
         return self._address
 
+    def pin(self) -> int:
+        """Page-locks both mappings of region 0, after all of it has memory; the bytes that were not locked before."""
+        with self.lock:
+            self.check_open()
+            if self._pinned is not None:
+                return 0
+            ranges = [self._range(writable=writable) for writable in (True, False)]
+            nbytes = ranges[0].nbytes
+            segment.populate(self.name, self.handle, self.write_address())
+            with segment.progress(f"pinning {self.name}", 2 * nbytes) as advance:
+                self._pinned = device.pin(self.name, ranges, device.PIECE_BYTES, advance)
+            return nbytes
+
+    def unpin(self) -> int:
+        """Ends that; the bytes that were locked."""
+        with self.lock:
+            self.check_open()
+            return self._let_go_of_pages()
+
+    def _let_go_of_pages(self) -> int:
+        if self._pinned is None:
+            return 0
+        self._pinned.release()
+        self._pinned = None
+        return len(self._mappings[True])
+
+    def _range(self, *, writable: bool) -> device.Range:
+        view = self.payload(writable=writable)
+        buffer = ffi.from_buffer("char[]", view)
+        address = int(ffi.cast("uintptr_t", buffer))
+        ffi.release(buffer)  # the address alone counts as no view
+        return device.Range(address, len(view), writable)
+
     def _views_live(self) -> bool:
         """Whether somebody else shares the buffers that all views, arrays and tensors are made from."""
         return any(sys.getrefcount(managed_buffer(view)) > ALONE for view in self._views.values())
 
     def _unmap(self) -> None:
+        if not self.forked:  # in a child the driver does not work, and nothing of its parent's is its to end
+            self._let_go_of_pages()
         for writable, view in self._views.items():
             view.release()
             with suppress(BufferError):  # a forked child's views; the mapping goes with the last of them

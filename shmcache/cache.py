@@ -35,6 +35,7 @@ _NOT_FOUND: Final = int(Status.NOT_FOUND)
 _PREFIX: Final = int(lib.SC_PREFIX)
 _REFS: Final = ffi.typeof("struct sc_ref[]")
 _CODES: Final = ffi.typeof("int8_t[]")
+_PINNED: Final = snapshot.GAUGES.index("pinned_bytes")
 _REPORT_BYTES: Final = 1 << 20  #: of verify
 _sc_read: Final = lib.sc_read  # a function of lib costs a look-up at each use
 
@@ -244,6 +245,29 @@ class Cache:
         findings = self._check(lib.sc_verify(self._handle, report, _REPORT_BYTES))
         lines = ffi.string(report).decode("utf-8", "replace").splitlines()
         return [*lines, f"and {findings - len(lines)} more"] if findings > len(lines) else lines
+
+    # Page-locked for a GPU
+
+    def pin(self) -> None:
+        """Page-locks this process's mapping of region 0, so that copies between its views and a GPU are as fast as from
+        any pinned memory, and asynchronous. Again: nothing.
+
+        All of the arena gets memory first (as ``populate=True``), and then both of this process's mappings are
+        registered with the CUDA driver, in pieces of at most 64 GiB, all or none, for every device of this process; the
+        context is the calling thread's, or else that of device 0. Others pin for themselves. ``close`` unpins.
+
+        Needs cuda-bindings (extra ``cuda``): DeviceError without it, without a device, or where the device cannot pin
+        read-only memory, which readers' mappings are. ArenaSpaceError where the memory is not to be had.
+        """
+        self._note_pinned(self._attachment.pin())
+
+    def unpin(self) -> None:
+        """Ends :meth:`pin`. The caller's streams must be done with the views. Where nothing is pinned: nothing."""
+        self._note_pinned(-self._attachment.unpin())
+
+    def _note_pinned(self, nbytes: int) -> None:
+        if nbytes:
+            lib.sc_note(self._handle, ffi.new("struct sc_note *", (lib.SC_GAUGE, _PINNED, nbytes)), 1)
 
     def stats(self) -> Stats:
         """Occupancy and counters, a snapshot without a lock."""

@@ -15,6 +15,7 @@ __all__ = [
     "ArenaSpaceError",
     "ArenaVersionError",
     "ClosedError",
+    "DeviceError",
     "FingerprintError",
     "GroupError",
     "LaneInUseError",
@@ -80,6 +81,13 @@ class ArenaSpaceError(ShmcacheError):
 
     The message says how much is missing and what to set: a smaller ``capacity``, a larger ``/dev/shm``
     (``docker run --shm-size``, an ``emptyDir`` of medium ``Memory``) or a higher memory limit.
+    """
+
+
+class DeviceError(ShmcacheError):
+    """CUDA, or a device, is not there or cannot do what was asked for; nothing of it was done.
+
+    The message has the driver's own word for it. Host memory (region 0, not pinned) works everywhere.
     """
 
 

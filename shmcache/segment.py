@@ -11,7 +11,7 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,7 +108,7 @@ def build(name: str, config: ArenaConfig) -> None:
         if code < 0:
             raise_code(name, code, error=ffi.errno)
         if config.populate:
-            _populate(name, fd, config)
+            _populate(name, fd)
         _give_name(name, fd)
 
 
@@ -218,37 +218,49 @@ def _room_of(group: Path) -> int | None:
     return max(0, int(limit) - used + int(counts.get("inactive_file", 0)))
 
 
-def _populate(name: str, fd: int, config: ArenaConfig) -> None:
-    """Touches every page of the payload, in parallel, with a progress bar on a terminal."""
+def _populate(name: str, fd: int) -> None:
     handle = open_segment(name, fd, writable=True)
     with map_payload(name, handle, fd, writable=True) as mapping:
         address = ffi.from_buffer(mapping)
-        blocks, step = config.capacity // config.block_size, max(1, _POPULATE_STEP // config.block_size)
-
-        def touch(block: int) -> int:
-            count = min(step, blocks - block)
-            check(name, handle, lib.sc_populate(handle, address, block, count))
-            return count * config.block_size
-
         try:
-            with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-                _show_progress(name, pool.map(touch, range(0, blocks, step)), config.capacity)
+            populate(name, handle, address)
         finally:
             ffi.release(address)
 
 
-def _show_progress(name: str, done: Iterator[int], total: int) -> None:
+def populate(name: str, handle: Handle, address: Any) -> None:
+    """Gives every page of the payload memory, in parallel; what is in it stays. ArenaSpaceError.
+
+    ``address``: where this process has mapped it writable.
+    """
+    info = ffi.new("struct sc_info *")
+    lib.sc_get_info(handle, info)
+    blocks, step = info.capacity // info.block_size, max(1, _POPULATE_STEP // info.block_size)
+
+    def touch(block: int) -> int:
+        count = min(step, blocks - block)
+        check(name, handle, lib.sc_populate(handle, address, block, count))
+        return int(count * info.block_size)
+
+    threads = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, progress(f"populating {name}", info.capacity) as tell:
+        for nbytes in pool.map(touch, range(0, blocks, step)):
+            tell(nbytes)
+
+
+@contextmanager
+def progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
+    """Is told the bytes that are done, and shows on a terminal how many of all."""
     if not sys.stderr.isatty():
-        sum(done)
+        yield lambda _: None
         return
     from rich.console import Console  # noqa: PLC0415 # slow to import, and only a terminal needs it
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"populating {name}", total=total)
-        for nbytes in done:
-            progress.advance(task, nbytes)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=nbytes)
+        yield lambda done: bar.advance(task, done)
 
 
 def map_payload(name: str, handle: Handle, fd: int, *, writable: bool) -> mmap.mmap:

@@ -76,6 +76,7 @@ class Gauges:
     l2_loading: Annotated[int, "objects being loaded from L2"] = 0
     l2_storing: Annotated[int, "objects being stored to L2"] = 0
     l2_backlog_bytes: Annotated[int, "payload bytes held until they are stored to L2"] = 0
+    pinned_bytes: Annotated[int, "payload bytes that a process has page-locked for a GPU"] = 0
 
 
 #: Upper bounds of a histogram's buckets, seconds: 16 us, doubled 21 times, and infinity.

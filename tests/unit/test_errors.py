@@ -17,6 +17,7 @@ PROMISED = [
     "ArenaSpaceError",
     "ArenaVersionError",
     "ClosedError",
+    "DeviceError",
     "FingerprintError",
     "GroupError",
     "LaneInUseError",

@@ -167,7 +167,14 @@ def _contents(info: ArenaInfo, stats: Stats) -> list[tuple[str, str | Text]]:
         ("objects", f"{readable} readable, {writing} being written, at most {slots}"),
         ("layouts", count_text(info.layouts)),
         ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
+        *_pinned_fact(info),
     ]
+
+
+def _pinned_fact(info: ArenaInfo) -> list[tuple[str, str | Text]]:
+    """Who has page-locked it for a GPU, if anybody has."""
+    pids = [str(lane.pid) for lane in info.lanes if lane.gauges.pinned_bytes]
+    return [("pinned", f"for a GPU, by pid {', '.join(pids)}")] if pids else []
 
 
 def _doings(stats: Stats, rates: Rates | None) -> list[tuple[str, str | Text]]:
