@@ -39,6 +39,8 @@ CALLS: dict[str, Callable[[Cache], object]] = {
     "reap": lambda cache: cache.reap(),
     "verify": lambda cache: cache.verify(),
     "stats": lambda cache: cache.stats(),
+    "pin": lambda cache: cache.pin(),
+    "unpin": lambda cache: cache.unpin(),
     "read nothing": lambda cache: cache.read([]),
     "status of nothing": lambda cache: cache.status([]),
 }
