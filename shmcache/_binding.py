@@ -102,8 +102,12 @@ def _versions(name: str, fd: int) -> str:
     lib.sc_formats(fd, found, own)
 
     def text(word: int) -> str:
-        version, slot, lane, counters = (word >> shift & 0xFFFF for shift in (0, 16, 32, 48))
-        return f"version {version} (slot {slot}, lane {lane} bytes, {counters} counters)"
+        version, slot, lane, statistics = (word >> shift & 0xFFFF for shift in (0, 16, 32, 48))
+        counters, gauges, histograms = statistics & 0x7F, statistics >> 7 & 0xF, statistics >> 11
+        return (
+            f"version {version} (slot {slot}, lane {lane} bytes; {counters} counters, {gauges} gauges, "
+            f"{histograms} histograms)"
+        )
 
     return (
         f"arena {name!r}: expected memory format {text(own[0])}, found {text(found[0])}; use one build of "
