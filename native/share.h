@@ -55,7 +55,8 @@ uint64_t sc_share_held_us(const struct sc_segment *s, uint32_t lane, uint32_t sl
 /* Gives back a held share. False: there is none of that generation. */
 bool sc_share_release(struct sc_segment *s, uint32_t slot, uint32_t generation);
 
-/* Adds a reserved share to a lane's word; protects only after sc_share_confirm. False: late, or 65,535 already. */
+/* Adds a reserved share to a lane's word; protects only after sc_share_confirm. False: late, or 65,535 already. Its lane may
+ * use it before that, and the object may go then: the granter finds nothing, and counts no grant. */
 bool sc_share_grant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation);
 /* Takes an unclaimed share back from a lane. */
 bool sc_share_ungrant(struct sc_segment *s, uint32_t lane, uint32_t slot, uint32_t generation);

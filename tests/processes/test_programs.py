@@ -171,7 +171,9 @@ def test_stat_shares(arena: str, holder: subprocess.Popen[str]) -> None:
     kinds = [row.split()[0] for row in lanes[1:]]
     assert sorted(kinds[:3]) == ["held", "held", "writing"]
     assert kinds[3] == "reserved"
+    shmcache.create(f"{arena}-2", shmcache.ArenaConfig("1MiB"))  # of one arena alone the name is not repeated
     of_all = _rows(_run("stat", "--shares", "--limit", "0").stdout)
+    shmcache.destroy(f"{arena}-2")
     assert [row.split()[0] for row in of_all if f" engine 0 {holder.pid} " in row] == [arena] * 5
 
 

@@ -675,6 +675,19 @@ def test_where_nobody_dies_all_shares_are_accounted_for() -> None:
     )
 
 
+def test_a_share_that_was_used_before_its_granter_looked_again() -> None:
+    def accounts(end: int) -> list[str]:
+        script = Script(replace(PLAN, kills=False, rejoins=False, force=False))
+        script.put(0, 0x10)
+        script.look(50, NOT_FOUND, slot=CONTROLLER, op=Op.RESERVE_READ, aux=1)
+        script.look(end, OK, slot=RANK_0, op=Op.FINISH_READ)
+        counters = Counters(publishes=1, grants=0, reserved_returned=1)
+        return [found.text for found in check_counters(script.history, counters)]
+
+    assert accounts(50) == []
+    assert any("0 shares were granted, and 1 claimed or returned" in text for text in accounts(5000))
+
+
 # Logs
 
 

@@ -223,10 +223,7 @@ def most_granted(history: History, events: Events, slot: int, begin: int, end: i
     team = [other.slot for other in history.plan.seats if other.team == seat.team]
     rank = seat.granted_as
     assert rank is not None  # noqa: S101 # only such a seat gives back what was granted
-    grants = (
-        np.isin(events.status, _TAKEN)
-        & events.of(Op.RESERVE_READ, *_PUBLISHES)
-        & (events.aux > rank)
-        & np.isin(events.slot, team)
-    )
+    # A reserve_read that failed may have granted, and lost the object while its share was used.
+    granted = (np.isin(events.status, _TAKEN) & events.of(*_PUBLISHES)) | events.of(Op.RESERVE_READ)
+    grants = granted & (events.aux > rank) & np.isin(events.slot, team)
     return int(np.count_nonzero(grants & (events.begin <= end) & (events.end >= begin)))
