@@ -1,7 +1,7 @@
 /* census.c - which objects lie where and who keeps them, for somebody who only looks: no lock, no lane, no store.
  *
- * What is told of one object belongs together (its state word is looked at before and after); what is told of two may
- * never have been at one time.
+ * What a list tells of one object belongs together (its state word is looked at before and after); what is told of two
+ * may never have been at one time.
  */
 #include "arena.h"
 #include "guard.h"
@@ -154,7 +154,7 @@ uint32_t sc_list_shares(struct sc_segment *s, uint32_t lane, struct sc_share_inf
     uint32_t n = 0;
     if (lane >= s->g.lanes || sc_enter(s) < 0)
         return 0;
-    struct look l = look_around(s);
+    struct look l = {.s = s, .now_us = sc_now_us()}; /* who lives does not matter here */
     for (uint32_t slot = 0; slot < s->g.slots && n < most; slot++) {
         uint64_t word = sc_peek(sc_share(s, lane, slot)), state;
         struct sc_object o;

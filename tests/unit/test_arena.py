@@ -568,27 +568,6 @@ def test_memory_that_runs_out_later_is_an_error_and_nothing_stays_reserved() -> 
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-OUT_OF_DESCRIPTORS = """
-import resource, sys, shmcache
-usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-for call in (shmcache.inspect, shmcache.attach, shmcache.destroy):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
-    try:
-        call(sys.argv[1])
-    except OSError:
-        pass
-    else:
-        raise AssertionError(call)
-    resource.setrlimit(resource.RLIMIT_NOFILE, usual)
-assert shmcache.inspect(sys.argv[1]).problem is None
-"""
-
-
-def test_a_process_without_descriptors_finds_no_fault_with_the_arena(arena: str) -> None:
-    done = run_python(OUT_OF_DESCRIPTORS, arena)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_cycle_of_a_cache_and_its_batches_can_be_collected(arena: str) -> None:
     """The order in which a cycle's parts are finalized is anybody's guess: none may use what another has freed."""
     program = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from arena_support import Join
+from arena_support import Join, run_python
 
 import shmcache
 from shmcache.stats import ArenaInfo, ObjectInfo, ShareInfo, Stats
@@ -186,3 +186,24 @@ def test_destroy_means_the_arena_that_was_seen(arena: str, config: shmcache.Aren
             shmcache.destroy(arena, inode=inode, force=force)
     shmcache.destroy(arena, inode=shmcache.inspect(arena).inode)
     assert arena not in shmcache.arenas()
+
+
+OUT_OF_DESCRIPTORS = """
+import resource, sys, shmcache
+usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+for call in (shmcache.inspect, shmcache.attach, shmcache.destroy):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+    try:
+        call(sys.argv[1])
+    except OSError:
+        pass
+    else:
+        raise AssertionError(call)
+    resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+assert shmcache.inspect(sys.argv[1]).problem is None
+"""
+
+
+def test_a_process_without_descriptors_finds_no_fault_with_the_arena(arena: str) -> None:
+    done = run_python(OUT_OF_DESCRIPTORS, arena)
+    assert (done.returncode, done.stderr) == (0, "")
