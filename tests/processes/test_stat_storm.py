@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -89,6 +90,8 @@ def damage(name: str, chance: random.Random) -> None:
     """Cuts an arena, or overwrites some of it, as a stray tool would."""
     with suppress(FileNotFoundError), path_of(name).open("r+b") as file:
         size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return
         if chance.random() < 0.3:
             file.truncate(chance.randrange(size))
         else:
@@ -115,7 +118,8 @@ def test_every_view_in_a_storm(
                 crew[i].kill()
                 crew[i] = enlist()
             case 1:
-                crew[i].stop()
+                # Not stop(), which waits until it is: what was damaged under it may have ended it.
+                os.kill(crew[i].pid, signal.SIGSTOP)
                 check(names, chance, tmp_path)
                 crew[i].resume()
             case 2 if harm:
