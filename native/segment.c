@@ -139,9 +139,13 @@ static int open_locks(struct sc_segment *s, int fd, bool writable)
     return s->lock_fd < 0 ? SC_E_SYSTEM : 0;
 }
 
-static void registry_remove(struct sc_segment *s)
+/* In one turn with leaving the registry, so that no child is born between the two and keeps the descriptor. */
+static void close_locks(struct sc_segment *s)
 {
     pthread_mutex_lock(&registry_mutex);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    s->lock_fd = -1;
     if (s->registered && s->prev)
         s->prev->next = s->next;
     else if (s->registered)
@@ -179,10 +183,7 @@ void sc_segment_shut(struct sc_segment *s)
 {
     if (!sc_load32(&s->closed))
         sc_store32(&s->closed, 1);
-    registry_remove(s);
-    if (s->lock_fd >= 0)
-        close(s->lock_fd);
-    s->lock_fd = -1;
+    close_locks(s);
     if (s->base)
         munmap(s->base, s->base_bytes);
     s->base = NULL;
