@@ -16,7 +16,7 @@
 
 static int plan(const struct sc_config *c, struct sc_geometry *g)
 {
-    return sc_plan(c->capacity, c->block_size, c->slots, c->lanes, g);
+    return sc_plan(c->capacity, c->block_size, c->slots, c->lanes, c->regions, g);
 }
 
 int sc_segment_bytes(const struct sc_config *c, uint64_t *segment_bytes, uint64_t *metadata_bytes)
@@ -38,6 +38,7 @@ static void fill_header(const struct sc_config *c, const struct sc_geometry *g, 
     h->block_size = g->block_size;
     h->slots = g->slots;
     h->lanes = g->lanes;
+    h->regions = g->regions;
     h->read_lease_us = c->read_lease_us;
     h->write_lease_us = c->write_lease_us;
     h->lock_timeout_us = c->lock_timeout_us;
@@ -237,7 +238,7 @@ static bool something_to_reap(const struct sc_segment *s)
     for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
         if (sc_lane_state(s, lane) == SC_LANE_DEAD)
             return true;
-    return false;
+    return sc_any_lost(s);
 }
 
 int sc_reap(struct sc_segment *s, bool wait, struct sc_reaped *r)

@@ -23,7 +23,15 @@ void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool tem
 bool sc_grant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks, uint64_t lease_until_us);
 void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks);
 
-/* Frees a temporary object whose last share is back; best effort, it can be evicted anyway. */
-void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation);
+/* Frees an object that is not to stay, temporary or lost, once its last share is back. Best effort, it can be evicted
+ * anyway. */
+void sc_drop(struct sc_segment *s, uint32_t slot, uint32_t generation);
+
+/* The object lies in a region whose owner is gone. */
+static inline bool sc_lost(const struct sc_segment *s, uint32_t slot)
+{
+    uint32_t region = sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block));
+    return region && region <= s->g.regions && !sc_region_lives(s, region); /* beyond: the slot is damaged */
+}
 
 #endif

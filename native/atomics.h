@@ -40,6 +40,7 @@ static inline uint64_t sc_load(const sc_word *w) { return atomic_load_explicit(w
 static inline void sc_store(sc_word *w, uint64_t v) { atomic_store_explicit(w, v, memory_order_seq_cst); }
 static inline uint64_t sc_swap(sc_word *w, uint64_t v) { return atomic_exchange_explicit(w, v, memory_order_seq_cst); }
 static inline uint64_t sc_or(sc_word *w, uint64_t v) { return atomic_fetch_or_explicit(w, v, memory_order_seq_cst); }
+static inline uint64_t sc_and(sc_word *w, uint64_t v) { return atomic_fetch_and_explicit(w, v, memory_order_seq_cst); }
 static inline uint32_t sc_load32(const sc_half *w) { return atomic_load_explicit(w, memory_order_seq_cst); }
 static inline void sc_store32(sc_half *w, uint32_t v) { atomic_store_explicit(w, v, memory_order_seq_cst); }
 

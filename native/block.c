@@ -43,32 +43,35 @@ static uint64_t find_run(const sc_word *map, uint64_t from, uint64_t end, uint64
     return SC_NO_SLOT;
 }
 
-static uint32_t find(const sc_word *map, uint64_t bits, sc_half *cursor, uint32_t n)
+/* Among the bits first .. end - 1. */
+static uint32_t find(const sc_word *map, uint64_t first, uint64_t end, sc_half *cursor, uint32_t n)
 {
     uint64_t from = sc_peek32(cursor), at;
-    if (from >= bits)
-        from = 0;
-    at = find_run(map, from, bits, n);
+    if (from < first || from >= end)
+        from = first;
+    at = find_run(map, from, end, n);
     if (at == SC_NO_SLOT)
-        at = find_run(map, 0, from + n - 1 < bits ? from + n - 1 : bits, n);
+        at = find_run(map, first, from + n - 1 < end ? from + n - 1 : end, n);
     if (at != SC_NO_SLOT)
         sc_poke32(cursor, (uint32_t)(at + n));
     return (uint32_t)at;
 }
 
-uint32_t sc_block_find(struct sc_segment *s, uint32_t n)
+uint32_t sc_block_find(struct sc_segment *s, uint32_t region, uint32_t n)
 {
-    if (sc_peek32(&sc_header(s)->free_blocks) < n)
+    if (sc_peek32(sc_free_blocks(s, region)) < n)
         return SC_NO_SLOT;
-    return find(sc_block_map(s), s->g.blocks, &sc_header(s)->block_cursor, n);
+    struct sc_extent e = sc_extent_of(s, region);
+    return find(sc_block_map(s), e.first, e.first + e.blocks, sc_block_cursor(s, region), n);
 }
 
 uint32_t sc_block_grow(const struct sc_segment *s, uint32_t block, uint32_t blocks, uint32_t n)
 {
+    struct sc_extent e = sc_extent_of(s, sc_region_of(s, block));
     uint64_t first = block, end = (uint64_t)block + blocks;
-    while (end - first < n && end < s->g.blocks && !sc_block_used(s, (uint32_t)end))
+    while (end - first < n && end < e.first + e.blocks && !sc_block_used(s, (uint32_t)end))
         end++;
-    while (end - first < n && first > 0 && !sc_block_used(s, (uint32_t)first - 1))
+    while (end - first < n && first > e.first && !sc_block_used(s, (uint32_t)first - 1))
         first--;
     return end - first >= n ? (uint32_t)first : SC_NO_SLOT;
 }
@@ -93,7 +96,7 @@ void sc_block_use(struct sc_segment *s, uint32_t block, uint32_t n, uint32_t slo
 {
     set_bits(sc_block_map(s), block, n, true);
     set_owner(s, block, n, slot);
-    sc_half *count = &sc_header(s)->free_blocks;
+    sc_half *count = sc_free_blocks(s, sc_region_of(s, block));
     sc_poke32(count, sc_peek32(count) - n);
 }
 
@@ -101,9 +104,10 @@ void sc_block_free(struct sc_segment *s, uint32_t block, uint32_t n)
 {
     set_owner(s, block, n, SC_NO_SLOT);
     set_bits(sc_block_map(s), block, n, false);
-    sc_half *count = &sc_header(s)->free_blocks;
+    uint32_t region = sc_region_of(s, block);
+    sc_half *count = sc_free_blocks(s, region);
     if (sc_peek32(count) == 0) /* the only free ones: no search past the used */
-        sc_poke32(&sc_header(s)->block_cursor, block);
+        sc_poke32(sc_block_cursor(s, region), block);
     sc_poke32(count, sc_peek32(count) + n);
 }
 
@@ -113,7 +117,7 @@ uint32_t sc_slot_find(struct sc_segment *s)
 {
     if (sc_peek32(&sc_header(s)->free_slots) == 0)
         return SC_NO_SLOT;
-    return find(sc_slot_map(s), s->g.slots, &sc_header(s)->slot_cursor, 1);
+    return find(sc_slot_map(s), 0, s->g.slots, &sc_header(s)->slot_cursor, 1);
 }
 
 void sc_slot_use(struct sc_segment *s, uint32_t slot)
@@ -134,15 +138,23 @@ void sc_slot_free(struct sc_segment *s, uint32_t slot)
 
 bool sc_slot_used(const struct sc_segment *s, uint32_t slot) { return bit(sc_slot_map(s), slot); }
 
+void sc_region_blocks_clear(struct sc_segment *s, uint32_t region)
+{
+    struct sc_extent e = sc_extent_of(s, region);
+    set_bits(sc_block_map(s), e.first, e.blocks, false);
+    set_owner(s, (uint32_t)e.first, (uint32_t)e.blocks, SC_NO_SLOT);
+    sc_poke32(sc_free_blocks(s, region), (uint32_t)e.blocks);
+    sc_poke32(sc_block_cursor(s, region), (uint32_t)e.first);
+}
+
 void sc_maps_clear(struct sc_segment *s)
 {
     set_bits(sc_slot_map(s), 0, s->g.slots, false);
-    set_bits(sc_block_map(s), 0, s->g.blocks, false);
-    set_owner(s, 0, s->g.blocks, SC_NO_SLOT);
     sc_poke32(&sc_header(s)->free_slots, s->g.slots);
-    sc_poke32(&sc_header(s)->free_blocks, s->g.blocks);
     sc_poke32(&sc_header(s)->slot_cursor, 0);
-    sc_poke32(&sc_header(s)->block_cursor, 0);
+    for (uint32_t region = 0; region <= s->g.regions; region++)
+        if (!region || sc_kind_of(sc_load(&sc_region(s, region)->state)) != SC_REGION_NONE)
+            sc_region_blocks_clear(s, region);
 }
 
 static int allocate(struct sc_segment *s, uint64_t block, uint64_t n)

@@ -6,8 +6,8 @@
 
 #include "slot.h"
 
-/* The first block of a free run of n, or SC_NO_SLOT. */
-uint32_t sc_block_find(struct sc_segment *s, uint32_t n);
+/* The first block of a free run of n in a region, or SC_NO_SLOT. */
+uint32_t sc_block_find(struct sc_segment *s, uint32_t region, uint32_t n);
 /* A free run of n that contains this run once the run itself is free; SC_NO_SLOT: the free blocks around it
  * do not suffice. */
 uint32_t sc_block_grow(const struct sc_segment *s, uint32_t block, uint32_t blocks, uint32_t n);
@@ -26,6 +26,8 @@ void sc_slot_free(struct sc_segment *s, uint32_t slot);
 bool sc_slot_used(const struct sc_segment *s, uint32_t slot);
 
 void sc_maps_clear(struct sc_segment *s);
+/* Of one region, which then counts as free. */
+void sc_region_blocks_clear(struct sc_segment *s, uint32_t region);
 
 /* sc_back, without the lock, allocates the memory behind a run; SC_E_MEMORY: the kernel has none, errno says why. */
 

@@ -50,7 +50,7 @@ static void count_lane(const struct look *l, uint32_t lane, const struct sc_obje
         return;
     uint64_t held_us = sc_share_held_us(l->s, lane, o->slot, l->now_us);
     c->held += sc_held(word);
-    c->held_bytes += o->blocks * l->s->g.block_size;
+    c->held_bytes += o->blocks * sc_extent_of(l->s, o->region).block_size;
     c->oldest_held_us = held_us > c->oldest_held_us ? held_us : c->oldest_held_us;
 }
 
@@ -103,7 +103,8 @@ void sc_census(struct sc_segment *s, struct sc_census *c)
         struct keepers k = keepers_of(&l, &o, state, c->lanes);
         c->objects += sc_state_of(state) != SC_WRITING;
         c->writing += sc_state_of(state) == SC_WRITING;
-        c->bytes[standing(&k, state)] += o.blocks * s->g.block_size;
+        if (o.region == 0)
+            c->bytes[standing(&k, state)] += o.blocks * s->g.block_size;
     }
     sc_leave(s, 0);
 }
@@ -115,7 +116,7 @@ static void describe(const struct look *l, const struct sc_object *o, uint64_t s
     struct keepers k = keepers_of(l, o, state, NULL);
     *info = (struct sc_object_info){
         .nbytes = o->nbytes,
-        .block = o->block,
+        .block = o->block - sc_first_block(l->s, o->region),
         .blocks = o->blocks,
         .age_us = began_us < l->now_us ? l->now_us - began_us : 0,
         .reserved = k.reserved,
@@ -124,6 +125,7 @@ static void describe(const struct look *l, const struct sc_object *o, uint64_t s
         .slot = o->slot,
         .generation = o->generation,
         .layout = o->layout,
+        .region = o->region,
         .owner = sc_owner_of(state),
         .writing = sc_state_of(state) == SC_WRITING,
         .standing = standing(&k, state),

@@ -2,8 +2,12 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, EXACT_SLOTS = 1024, STALE_US = 100000 };
+enum { RECENCY_US = 4000, EXACT_SLOTS = 1024, STALE_US = 100000, VICTIMS = 512 };
 #define PINNED UINT64_MAX
+
+/* What may go from one region. */
+struct sc_victim { uint64_t score; uint32_t slot, generation; };
+struct sc_victims { struct sc_victim list[VICTIMS]; uint32_t count, next; uint64_t listed_us; };
 
 /* EVICTING -> READY, unless a reader was first. */
 static void unmark(struct sc_segment *s, uint32_t slot)
@@ -99,7 +103,7 @@ static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
     return sc_share_any(s, slot, sc_generation(state), false, &expired);
 }
 
-/* The SC_VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. Where the
+/* The VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. Where the
  * list is made anew at each, the smallest is enough. */
 static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
 {
@@ -123,17 +127,18 @@ static void sift_up(struct sc_victim *v, uint32_t i)
     }
 }
 
-static void find_victims(struct sc_segment *s)
+static void find_victims(struct sc_segment *s, uint32_t region, struct sc_victims *victims)
 {
-    struct sc_victim *v = s->victims;
-    uint32_t n = 0, most = s->g.slots <= EXACT_SLOTS ? 1 : SC_VICTIMS;
+    struct sc_victim *v = victims->list;
+    uint32_t n = 0, most = s->g.slots <= EXACT_SLOTS ? 1 : VICTIMS;
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t score = sc_peek(sc_score(s, slot));
         if (n == most && score >= v[0].score)
             continue;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
-        if (sc_state_of(state) != SC_READY || pinned(s, slot, state) || !describe(s, slot, state, &o))
+        if (sc_state_of(state) != SC_READY || sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block)) != region ||
+            pinned(s, slot, state) || !describe(s, slot, state, &o))
             continue;
         struct sc_victim it = {score, slot, sc_generation(state)};
         if (n < most) {
@@ -150,8 +155,8 @@ static void find_victims(struct sc_segment *s)
         v[end] = t;
         sift_down(v, end, 0);
     }
-    s->victim_count = n;
-    s->victim_next = 0;
+    victims->count = n;
+    victims->next = 0;
 }
 
 static bool still_a_victim(const struct sc_segment *s, const struct sc_victim *v)
@@ -161,72 +166,93 @@ static bool still_a_victim(const struct sc_segment *s, const struct sc_victim *v
            sc_peek(sc_score(s, v->slot)) == v->score && !pinned(s, v->slot, state);
 }
 
-/* The evictable object with the smallest score; it stays first in line until it is gone. */
-static uint32_t first_victim(struct sc_segment *s)
+/* NULL: this process has no memory for a list. */
+static struct sc_victims *victims_of(struct sc_segment *s, uint32_t region)
 {
-    for (int scans = 0; scans < 2; scans++) {
-        while (s->victim_next < s->victim_count) {
-            const struct sc_victim *v = &s->victims[s->victim_next];
+    if (!s->victims[region])
+        s->victims[region] = calloc(1, sizeof *s->victims[region]);
+    return s->victims[region];
+}
+
+/* The evictable object of a region with the smallest score; it stays first in line until it is gone. */
+static uint32_t first_victim(struct sc_segment *s, uint32_t region)
+{
+    struct sc_victims *victims = victims_of(s, region);
+    for (int scans = 0; victims && scans < 2; scans++) {
+        while (victims->next < victims->count) {
+            const struct sc_victim *v = &victims->list[victims->next];
             if (still_a_victim(s, v))
                 return v->slot;
-            s->victim_next++;
+            victims->next++;
         }
         if (scans == 0)
-            find_victims(s);
+            find_victims(s, region, victims);
     }
     return SC_NO_SLOT;
+}
+
+static void forget_victims(struct sc_victims *victims, uint64_t now_us)
+{
+    victims->count = victims->next = 0;
+    victims->listed_us = now_us;
 }
 
 void sc_refresh_victims(struct sc_segment *s)
 {
     uint64_t now = sc_now_us();
-    if (s->g.slots > EXACT_SLOTS && now - s->victims_us < STALE_US)
-        return;
-    s->victim_count = s->victim_next = 0;
-    s->victims_us = now;
+    for (uint32_t region = 0; region <= s->g.regions; region++)
+        if (s->victims[region] && (s->g.slots <= EXACT_SLOTS || now - s->victims[region]->listed_us >= STALE_US))
+            forget_victims(s->victims[region], now);
 }
 
-uint64_t sc_evict_one(struct sc_segment *s)
+void sc_victims_clear(struct sc_segment *s)
 {
-    for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
+    for (uint32_t region = 0; region <= s->g.regions; region++)
+        if (s->victims[region])
+            forget_victims(s->victims[region], 0);
+}
+
+uint64_t sc_evict_one(struct sc_segment *s, uint32_t region)
+{
+    for (uint32_t slot; (slot = first_victim(s, region)) != SC_NO_SLOT;) {
         struct sc_object o;
-        s->victim_next++;
+        s->victims[region]->next++;
         if (!take_away(s, slot, false, &o))
             continue;
         tally_eviction(s, &o);
-        return o.blocks * s->g.block_size;
+        return o.blocks * sc_extent_of(s, region).block_size;
     }
     return 0;
 }
 
-/* The general search. Each block costs what its object is worth; a run costs the most that one of its objects is
- * worth, and the cheapest run goes. */
-static bool price(struct sc_segment *s)
+/* The general search, in one region. Each block costs what its object is worth; a run costs the most that one of its
+ * objects is worth, and the cheapest run goes. costs[i] is of block first + i. */
+static bool price(struct sc_segment *s, const struct sc_extent *e)
 {
     if (!s->costs)
         s->costs = malloc((sizeof(uint64_t) + sizeof(uint32_t)) * (size_t)s->g.blocks);
     if (!s->costs)
         return false;
-    memset(s->costs, 0, sizeof(uint64_t) * (size_t)s->g.blocks);
+    memset(s->costs, 0, sizeof(uint64_t) * (size_t)e->blocks);
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
-        if (sc_state_of(state) == SC_FREE || !describe(s, slot, state, &o))
+        if (sc_state_of(state) == SC_FREE || !describe(s, slot, state, &o) || sc_first_block(s, o.region) != e->first)
             continue;
         bool stays = sc_state_of(state) != SC_READY || pinned(s, slot, state);
         uint64_t cost = stays ? PINNED : (sc_peek(sc_score(s, slot)) | 1);
         for (uint64_t b = o.block; b < o.block + o.blocks; b++)
-            s->costs[b] = cost;
+            s->costs[b - e->first] = cost;
     }
     return true;
 }
 
 /* The run of n whose dearest block is cheapest: a sliding maximum over a queue of falling costs. */
-static uint32_t cheapest_run(struct sc_segment *s, uint32_t n)
+static uint32_t cheapest_run(struct sc_segment *s, const struct sc_extent *e, uint32_t n)
 {
     uint32_t *queue = (uint32_t *)(s->costs + s->g.blocks), head = 0, tail = 0, best = SC_NO_SLOT;
     uint64_t best_cost = PINNED;
-    for (uint32_t b = 0; b < s->g.blocks; b++) {
+    for (uint32_t b = 0; b < e->blocks; b++) {
         while (tail > head && s->costs[queue[tail - 1]] <= s->costs[b])
             tail--;
         queue[tail++] = b;
@@ -234,7 +260,7 @@ static uint32_t cheapest_run(struct sc_segment *s, uint32_t n)
             head++;
         if (b + 1 >= n && s->costs[queue[head]] < best_cost) {
             best_cost = s->costs[queue[head]];
-            best = b + 1 - n;
+            best = (uint32_t)e->first + b + 1 - n;
         }
     }
     return best;
@@ -267,22 +293,22 @@ static bool finish_one(struct sc_segment *s, uint32_t slot)
     return true;
 }
 
-static void pin_object(struct sc_segment *s, uint32_t block)
+static void pin_object(struct sc_segment *s, const struct sc_extent *e, uint32_t block)
 {
     uint32_t slot = sc_block_owner(s, block);
-    for (uint32_t b = block; b < s->g.blocks && sc_block_owner(s, b) == slot; b++)
-        s->costs[b] = PINNED;
-    for (uint32_t b = block; b-- > 0 && sc_block_owner(s, b) == slot;)
-        s->costs[b] = PINNED;
+    for (uint64_t b = block; b < e->first + e->blocks && sc_block_owner(s, (uint32_t)b) == slot; b++)
+        s->costs[b - e->first] = PINNED;
+    for (uint64_t b = block; b-- > e->first && sc_block_owner(s, (uint32_t)b) == slot;)
+        s->costs[b - e->first] = PINNED;
 }
 
 /* All objects of the run go, or none: first all are marked, then all freed. */
-static bool clear_run(struct sc_segment *s, uint32_t at, uint32_t n)
+static bool clear_run(struct sc_segment *s, const struct sc_extent *e, uint32_t at, uint32_t n)
 {
     uint32_t upto = each_object(s, at, at + n, mark_one);
     if (upto < at + n) {
         each_object(s, at, upto, unmark_one);
-        pin_object(s, upto); /* somebody took a share since it was priced */
+        pin_object(s, e, upto); /* somebody took a share since it was priced */
         return false;
     }
     each_object(s, at, at + n, finish_one);
@@ -297,40 +323,41 @@ static bool run_is_free(const struct sc_segment *s, uint32_t at, uint32_t n)
     return true;
 }
 
-static uint32_t search_run(struct sc_segment *s, uint32_t n)
+static uint32_t search_run(struct sc_segment *s, const struct sc_extent *e, uint32_t n)
 {
     enum { TRIES = 64 };
-    if (!price(s))
+    if (!price(s, e))
         return SC_NO_SLOT;
     for (int i = 0; i < TRIES; i++) {
-        uint32_t at = cheapest_run(s, n);
+        uint32_t at = cheapest_run(s, e, n);
         if (at == SC_NO_SLOT)
             return SC_NO_SLOT;
-        if (clear_run(s, at, n) && run_is_free(s, at, n))
+        if (clear_run(s, e, at, n) && run_is_free(s, at, n))
             return at;
     }
     return SC_NO_SLOT;
 }
 
-uint32_t sc_make_run(struct sc_segment *s, uint32_t n)
+uint32_t sc_make_run(struct sc_segment *s, uint32_t region, uint32_t n)
 {
-    if (n > s->g.blocks)
+    struct sc_extent e = sc_extent_of(s, region);
+    if (n > e.blocks)
         return SC_NO_SLOT;
-    uint32_t at = sc_block_find(s, n);
+    uint32_t at = sc_block_find(s, region, n);
     if (at != SC_NO_SLOT)
         return at;
     /* The smallest score of all, if it and the free blocks beside it suffice, is the cheapest run there is. */
-    for (uint32_t slot; (slot = first_victim(s)) != SC_NO_SLOT;) {
+    for (uint32_t slot; (slot = first_victim(s, region)) != SC_NO_SLOT;) {
         struct sc_object o;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         if (!describe(s, slot, state, &o)) {
-            s->victim_next++;
+            s->victims[region]->next++;
             continue;
         }
         at = sc_block_grow(s, (uint32_t)o.block, o.blocks, n);
         if (at == SC_NO_SLOT)
-            return search_run(s, n);
-        s->victim_next++;
+            return search_run(s, &e, n);
+        s->victims[region]->next++;
         if (!take_away(s, slot, false, &o))
             continue;
         tally_eviction(s, &o);
@@ -339,12 +366,15 @@ uint32_t sc_make_run(struct sc_segment *s, uint32_t n)
     return SC_NO_SLOT;
 }
 
-uint32_t sc_make_slot(struct sc_segment *s)
+uint32_t sc_make_slot(struct sc_segment *s, uint32_t region)
 {
     uint32_t slot = sc_slot_find(s);
-    if (slot == SC_NO_SLOT && sc_evict_one(s) > 0)
-        slot = sc_slot_find(s);
-    return slot;
+    if (slot != SC_NO_SLOT)
+        return slot;
+    uint64_t evicted = sc_evict_one(s, region);
+    for (uint32_t other = 0; other <= s->g.regions && evicted == 0; other++)
+        evicted = other == region ? 0 : sc_evict_one(s, other);
+    return evicted ? sc_slot_find(s) : SC_NO_SLOT;
 }
 
 /* The oldest time among some slots, and whether one of them was last touched RECENCY_US ago or never read. */

@@ -22,17 +22,19 @@ static inline uint64_t sc_score_make(const struct sc_segment *s, uint64_t now_us
 static inline uint64_t sc_score_time(const struct sc_segment *s, uint64_t score) { return (score >> 17) + s->epoch_us; }
 static inline uint32_t sc_score_depth(uint64_t score) { return 0xffff - (uint32_t)(score >> 1 & 0xffff); }
 
-/* Victims are listed by one scan for many evictions, and the list goes stale as shares come and go. To be called once
- * a hold of the lock: makes the list anew where it is old, or the scan costs next to nothing. */
+/* Victims are listed by one scan for many evictions from one region, and a list goes stale as shares come and go. To be
+ * called once a hold of the lock: makes lists anew where they are old, or the scan costs next to nothing. */
 void sc_refresh_victims(struct sc_segment *s);
+/* None is listed any more. */
+void sc_victims_clear(struct sc_segment *s);
 
-/* A run of n free blocks, made by evicting what is worth least; SC_NO_SLOT if every run of n contains an object
- * that is being written or has shares, and then nothing was evicted. */
-uint32_t sc_make_run(struct sc_segment *s, uint32_t n);
-/* A FREE slot, by evicting the smallest score; SC_NO_SLOT if all are in use. */
-uint32_t sc_make_slot(struct sc_segment *s);
-/* Evicts the smallest score; the bytes of its blocks, 0 if nothing can go. */
-uint64_t sc_evict_one(struct sc_segment *s);
+/* A run of n free blocks of a region, made by evicting what is worth least; SC_NO_SLOT if every run of n contains an
+ * object that is being written or has shares, and then nothing was evicted. */
+uint32_t sc_make_run(struct sc_segment *s, uint32_t region, uint32_t n);
+/* A FREE slot, by evicting the smallest score of this region, or else of another; SC_NO_SLOT if all are in use. */
+uint32_t sc_make_slot(struct sc_segment *s, uint32_t region);
+/* Evicts the smallest score of a region; the bytes of its blocks, 0 if nothing can go. */
+uint64_t sc_evict_one(struct sc_segment *s, uint32_t region);
 
 /* Takes a READY object away if it has no shares. force: reserved shares do not count. False: it stays. */
 bool sc_remove(struct sc_segment *s, uint32_t slot, bool force);

@@ -8,13 +8,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define THREAD static _Thread_local __attribute__((tls_model("initial-exec")))
-
 /* What this thread is inside of; read by the handler in the same thread. */
-THREAD struct sc_segment *volatile inside;
-THREAD uint32_t depth;
-THREAD char *volatile payload;
-THREAD uint64_t payload_bytes;
+static SC_THREAD struct sc_segment *volatile inside;
+static SC_THREAD uint32_t depth;
+static SC_THREAD char *volatile payload;
+static SC_THREAD uint64_t payload_bytes;
+
+SC_THREAD uint32_t sc_known_to_live;
 
 static struct sigaction before;
 
@@ -82,7 +82,8 @@ void sc_guard_install(void)
 
 void sc_guard(struct sc_segment *s)
 {
-    depth++;
+    if (depth++ == 0)
+        sc_known_to_live = 0;
     inside = s;
 }
 

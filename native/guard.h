@@ -13,6 +13,11 @@
 /* Once a process, before the first mapping. */
 void sc_guard_install(void);
 
+#define SC_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
+
+/* The regions, a bit each, of which this call has found that their owners live. */
+extern SC_THREAD uint32_t sc_known_to_live;
+
 /* This thread is about to touch s's mapping; the calls nest, of one segment. */
 void sc_guard(struct sc_segment *s);
 /* No more. rc itself, or SC_E_DAMAGED where the segment was cut meanwhile. */

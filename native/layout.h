@@ -7,17 +7,20 @@
  *   0                 4096                      header            (struct sc_header)
  *   geometry.lane_table   lanes * 2048          lane table        (struct sc_lane)
  *   geometry.layout_table 1024 * 512            layout table      (struct sc_layout)
+ *   geometry.region_table regions * 256         region table      (struct sc_region)
  *   geometry.slot_table   slots * 128           slot table        (struct sc_slot)         the truth
  *   geometry.scores   slots * 8                 eviction scores
  *   geometry.shares   lanes * share_stride      share table, one row of slots * 8 a lane
  *   geometry.since    lanes * since_stride      when each share was first held, one row of slots * 4 a lane
  *   geometry.index    2^index_bits * 8          index             derived from the slot table
  *   geometry.slot_map slots / 8                 used slots        derived
- *   geometry.block_map blocks / 8               used blocks       derived
- *   geometry.owners   blocks * 4                block -> slot + 1, 0: nobody; derived
- *   geometry.backed   blocks / 8                blocks with memory behind them; bits are only ever set
+ *   geometry.block_map (1 + regions) * blocks / 8   used blocks   derived
+ *   geometry.owners   (1 + regions) * blocks * 4    block -> slot + 1, 0: nobody; derived
+ *   geometry.backed   blocks / 8                blocks of region 0 with memory behind them; bits are only ever set
  *   geometry.metadata                           the end of what every process maps; not a part
  *   geometry.payload  capacity                  region 0; at a multiple of 2 MiB
+ *
+ * Blocks are numbered through all regions: those of region r begin at r * blocks, and it has at most so many.
  *
  * Who may change what (nobody else may, and "arena lock" means the lane that header.lock names):
  *
@@ -36,6 +39,7 @@
  *   shares[l][s]              see share.h
  *   since[l][s]               lane l's process, a plain store when it holds a share of s that it did not hold before;
  *                             for people: it means something only while that share is held
+ *   regions[r]                see region.h
  *   backed                    any lane, after it allocated the memory
  *   payload                   the owner lane of a WRITING slot, or its several writers, in that slot's blocks
  */
@@ -47,11 +51,12 @@
 #include "atomics.h"
 
 #define SC_MAGIC UINT64_C(0x45484341434d4853) /* "SHMCACHE" */
-#define SC_VERSION 3
+#define SC_VERSION 4
 
 #define SC_MAX_LANES 256
 #define SC_MAX_SLOTS (1u << 20)
-#define SC_MAX_BLOCKS (1u << 31)
+#define SC_MAX_REGIONS 31 /* of device memory */
+#define SC_MAX_BLOCKS (1u << 31) /* of a region; those of all that there can be have numbers below SC_NO_SLOT */
 #define SC_MAX_LAYOUTS 1024
 #define SC_MAX_KEY 64
 #define SC_MAX_GROUP 64
@@ -64,8 +69,8 @@
 /* Where the parts lie: computed from the four numbers that the creator chose, never read from the file. */
 struct sc_geometry {
     uint64_t capacity, block_size;
-    uint32_t slots, lanes, blocks, index_bits;
-    uint64_t lane_table, layout_table, slot_table, scores, shares, share_stride, since, since_stride, index, slot_map,
+    uint32_t slots, lanes, blocks, regions, index_bits;
+    uint64_t lane_table, layout_table, region_table, slot_table, scores, shares, share_stride, since, since_stride, index, slot_map,
         block_map, owners, backed, metadata, payload, segment_bytes;
 };
 
@@ -83,12 +88,14 @@ struct sc_header {
     uint64_t epoch_us;              /* CLOCK_MONOTONIC at creation: scores count from here */
     uint64_t seed;                  /* of the key hash */
     uint8_t boot_id[16];            /* an arena never outlives the boot that made it */
+    uint32_t regions;               /* of device memory that there can be at a time */
+    uint32_t reserved0;
     uint64_t checksum;              /* over the bytes above and the fingerprint */
-    uint8_t reserved0[16];
+    uint8_t reserved2[8];
     uint32_t fingerprint_bytes;
     uint32_t reserved1;
     char fingerprint[SC_MAX_FINGERPRINT];
-    uint8_t reserved2[120];
+    uint8_t reserved3[120];
 
     sc_word lock;                   /* 512: 0, or lane + 1 | waiters << 16 | incarnation << 32; see lock.h */
     uint8_t pad0[120];
@@ -176,11 +183,28 @@ struct sc_layout {
     char spec[SC_MAX_SPEC];
 };
 
+/* A run of device memory that one lane's process has allocated. */
+struct sc_region {
+    sc_word state;                  /* see region.h */
+    sc_word seal;                   /* over what is constant while there is a region, the fields down to handle */
+    sc_half incarnation;            /* of the owner */
+    sc_half blocks;
+    sc_half block_shift;            /* its blocks have block_size << block_shift bytes */
+    sc_half device;                 /* the owner's number for it, for people */
+    sc_word nbytes;                 /* of payload in the allocation */
+    sc_word uuid[2];                /* the device's */
+    sc_word handle[8];              /* for cuIpcOpenMemHandle */
+    sc_half free_blocks;            /* derived */
+    sc_half block_cursor;           /* where the next search begins */
+    sc_word opened[SC_MAX_LANES / 64]; /* a bit a lane: its process has it open */
+    uint8_t pad[96];
+};
+
 struct sc_slot {
     sc_word state;                  /* see slot.h */
     sc_word seal;                   /* over all that a reader relies on: sc_seal in slot.h */
     sc_half about;                  /* see slot.h: bytes of the key, the layout, whether it has several writers */
-    sc_half block;                  /* the first of as many as nbytes need */
+    sc_half block;                  /* the first of as many as nbytes need; says the region, too */
     sc_word nbytes;
     sc_word key[SC_MAX_KEY / 8];    /* zero-padded; a key of up to 32 bytes shares the state's cache line */
     sc_word hash;                   /* of the key */
@@ -197,6 +221,7 @@ _Static_assert(offsetof(struct sc_header, lane_limit) == 768, "lane_limit has it
 _Static_assert(offsetof(struct sc_header, layouts) == 896, "words under the arena lock lie together");
 _Static_assert(sizeof(struct sc_lane) == 2048 && offsetof(struct sc_lane, counters) == 128, "lane: identity, counters");
 _Static_assert(sizeof(struct sc_layout) == 512, "layout entry");
+_Static_assert(sizeof(struct sc_region) == 256 && offsetof(struct sc_region, opened) == 128, "region entry");
 _Static_assert(sizeof(struct sc_slot) == 128 && offsetof(struct sc_slot, key) == 32, "slot is two cache lines");
 _Static_assert(offsetof(struct sc_slot, hash) == 96, "slot tail");
 

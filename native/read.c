@@ -23,16 +23,46 @@ void sc_keys_load(const struct sc_segment *s, const struct sc_keys *keys, uint32
 
 void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool temporary, struct sc_ref *ref)
 {
-    *ref = (struct sc_ref){o->block * s->g.block_size, o->nbytes, o->slot, o->generation, o->layout, temporary, SC_OK};
+    struct sc_extent e = sc_extent_of(s, o->region);
+    *ref = (struct sc_ref){(o->block - e.first) * e.block_size, o->nbytes, o->slot, o->generation, (uint16_t)o->layout,
+                           (uint16_t)o->region, temporary, SC_OK};
 }
 
-/* The status of a key without a share, and its slot. */
+enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
+
+/* The status of a key without a share, whose object was seen to lie in device memory. */
+static enum sc_status __attribute__((noinline)) look_far(const struct sc_segment *s, const struct sc_key *k, uint32_t *slot,
+                                                         uint64_t *state)
+{
+    for (int i = 0; i < TRIES && *slot != SC_NO_SLOT; i++) {
+        if (sc_state_of(*state) == SC_WRITING)
+            return SC_IN_FLIGHT;
+        if (!sc_lost(s, *slot))
+            return SC_OK;
+        sc_fence_acquire(); /* what was read of the slot is of this object, or it has gone meanwhile */
+        if (sc_generation(sc_load(&sc_slot(s, *slot)->state)) == sc_generation(*state))
+            return SC_LOST;
+        *slot = sc_index_find(s, k, state);
+    }
+    return SC_NOT_FOUND;
+}
+
+/* The same of any key, and its slot. */
 static enum sc_status look(const struct sc_segment *s, const struct sc_key *k, uint32_t *slot, uint64_t *state)
 {
     *slot = sc_index_find(s, k, state);
     if (*slot == SC_NO_SLOT)
         return SC_NOT_FOUND;
-    return sc_state_of(*state) == SC_WRITING ? SC_IN_FLIGHT : SC_OK;
+    if (sc_state_of(*state) == SC_WRITING)
+        return SC_IN_FLIGHT;
+    return sc_peek32(&sc_slot(s, *slot)->block) < s->g.blocks ? SC_OK : look_far(s, k, slot, state);
+}
+
+/* Gives back a share that was reserved for this lane before its object was lost. */
+static void give_up(struct sc_segment *s, uint32_t slot, uint32_t generation)
+{
+    sc_tally(s, SC_reserved_returned, sc_share_ungrant(s, s->lane, slot, generation));
+    sc_drop(s, slot, generation);
 }
 
 int64_t sc_lookup(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n)
@@ -108,8 +138,6 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *data, uint32_t width, co
     return each_key(s, &keys, status, visit_status, NULL, true, SC_FETCH_SCORE);
 }
 
-enum { TRIES = 64 }; /* an object that changes hands so often while one looks is a miss */
-
 /* Takes a share of the key's object and describes it. */
 static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int flags, uint64_t now_us, struct sc_ref *ref,
                            uint32_t *slot, uint32_t *claims)
@@ -118,10 +146,12 @@ static enum sc_status take(struct sc_segment *s, const struct sc_key *k, int fla
         uint64_t state;
         struct sc_object o;
         enum sc_status st = look(s, k, slot, &state);
+        if (st == SC_LOST && !(flags & (SC_READ_FRESH | SC_READ_STORE)))
+            give_up(s, *slot, sc_generation(state));
         if (st != SC_OK)
             return st;
         /* Before a share is taken: to give the last one back would free a temporary object. */
-        if (flags & SC_READ_STORE && state & SC_TEMPORARY)
+        if (flags & SC_READ_STORE && (state & SC_TEMPORARY || sc_peek32(&sc_slot(s, *slot)->block) >= s->g.blocks))
             return SC_NOT_FOUND;
         enum sc_take t = sc_share_take(s, *slot, state, flags & (SC_READ_FRESH | SC_READ_STORE), now_us);
         if (t == SC_SATURATED)
@@ -184,15 +214,17 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     return sc_leave(s, hits);
 }
 
-void sc_drop_temporary(struct sc_segment *s, uint32_t slot, uint32_t generation)
+void sc_drop(struct sc_segment *s, uint32_t slot, uint32_t generation)
 {
     enum { BRIEFLY_US = 20000 }; /* a release must not wait for a holder that is stopped */
     struct sc_reaped r = {0};
     uint64_t wait_us = s->lock_timeout_us < BRIEFLY_US ? s->lock_timeout_us : BRIEFLY_US;
     if (!sc_share_none(s, slot, generation) || sc_begin(s, wait_us, &r) < 0)
         return;
-    if (sc_generation(sc_load(&sc_slot(s, slot)->state)) == generation)
-        sc_remove(s, slot, false);
+    uint32_t region = sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block));
+    if (sc_generation(sc_load(&sc_slot(s, slot)->state)) == generation && sc_remove(s, slot, false) &&
+        !sc_region_stays(s, region))
+        sc_region_settle(s, region);
     sc_end(s);
 }
 
@@ -206,8 +238,8 @@ int64_t sc_release(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
         if (refs[i].status != SC_OK || refs[i].nbytes == 0 || refs[i].slot >= s->g.slots)
             continue;
         released += sc_share_release(s, refs[i].slot, refs[i].generation);
-        if (refs[i].temporary)
-            sc_drop_temporary(s, refs[i].slot, refs[i].generation);
+        if (refs[i].temporary || !sc_region_stays(s, refs[i].region))
+            sc_drop(s, refs[i].slot, refs[i].generation);
     }
     sc_tally(s, SC_releases, (uint64_t)released);
     return sc_leave(s, released);
@@ -274,12 +306,12 @@ static enum sc_status visit_ungrant(struct sc_segment *s, const struct sc_key *k
     struct lanes *from = arg;
     uint64_t state, taken = 0;
     enum sc_status st = look(s, k, slot, &state);
-    if (st != SC_OK) /* shares that are granted before their object is published come with it, and not before */
+    if (st != SC_OK && st != SC_LOST) /* shares granted before their object is published come with it, and not before */
         return st == SC_NOT_FOUND ? st : SC_NO_SHARE;
     for (uint32_t i = 0; i < from->n; i++)
         taken += sc_share_ungrant(s, from->lanes[i], *slot, sc_generation(state));
-    if (taken && state & SC_TEMPORARY)
-        sc_drop_temporary(s, *slot, sc_generation(state));
+    if (taken && (state & SC_TEMPORARY || st == SC_LOST))
+        sc_drop(s, *slot, sc_generation(state));
     from->taken += taken;
     return taken ? SC_OK : SC_NO_SHARE;
 }

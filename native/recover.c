@@ -33,11 +33,26 @@ static void take_writes(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
     }
 }
 
+void sc_sweep_lost(struct sc_segment *s)
+{
+    if (!sc_any_lost(s))
+        return;
+    for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        uint32_t region = sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block));
+        if (sc_state_of(sc_load(&sc_slot(s, slot)->state)) == SC_READY && !sc_region_stays(s, region))
+            sc_remove(s, slot, false);
+    }
+    for (uint32_t region = 1; region <= s->g.regions; region++)
+        sc_region_settle(s, region);
+}
+
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r)
 {
     struct sc_reaped before = *r;
     take_writes(s, lane, r);
     take_shares(s, lane, r);
+    sc_regions_lose(s, lane);
+    sc_sweep_lost(s);
     if (lane == s->lane)
         return; /* alive: what it leaves is yet to come */
     sc_store32(&sc_lane(s, lane)->reaped, incarnation);
@@ -84,6 +99,7 @@ bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r)
     bool any = take_overdue(s, r);
     for (uint32_t lane = 0; lane < sc_lane_limit(s); lane++)
         any = sc_reap_if_dead(s, lane, r) || any;
+    sc_sweep_lost(s);
     return any;
 }
 
@@ -139,11 +155,22 @@ static bool recount(struct sc_segment *s, uint32_t slot, const bool *dead, struc
     return sc_state_of(state) == SC_WRITING && state & SC_DETACHED;
 }
 
+/* Nobody can open what contradicts itself. */
+static void lose_unsound(struct sc_segment *s)
+{
+    for (uint32_t region = 1; region <= s->g.regions; region++) {
+        enum sc_region_kind kind = sc_kind_of(sc_load(&sc_region(s, region)->state));
+        if (kind > SC_REGION_LOST || (kind != SC_REGION_NONE && !sc_region_sound(s, region)))
+            sc_region_lose(s, region);
+    }
+}
+
 void sc_recover(struct sc_segment *s, struct sc_reaped *r)
 {
     bool dead[SC_MAX_LANES] = {false};
     for (uint32_t lane = 0; lane < s->g.lanes; lane++)
         dead[lane] = !sc_lane_held(s, lane);
+    lose_unsound(s);
     sc_maps_clear(s);
     uint64_t writes = r->writes;
     uint32_t detached = 0;
@@ -151,7 +178,8 @@ void sc_recover(struct sc_segment *s, struct sc_reaped *r)
         detached += recount(s, slot, dead, r);
     sc_poke32(&sc_header(s)->detached, detached); /* never lower meanwhile than it is: see sc_detach */
     sc_index_rebuild(s);
-    s->victim_count = s->victim_next = 0;
+    sc_victims_clear(s);
+    sc_sweep_lost(s);
     sc_poke32(&s->suspect, 0);
     sc_tally(s, SC_reaped_writes, r->writes - writes);
     sc_tally(s, SC_rebuilds, 1);

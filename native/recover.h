@@ -5,6 +5,7 @@
  *                                 a slot EVICTING                     rebuilds (sc_recover)
  *   with shares                   words in its row                    whoever needs the room, joins as its
  *   writing                       WRITING slots                       successor, or calls reap (sc_reap_lane)
+ *   as the owner of a region      objects that are lost               the same
  *
  * Each step leaves the segment such that doing it again, by anybody, ends in the same state.
  */
@@ -18,12 +19,15 @@
 int sc_begin(struct sc_segment *s, uint64_t timeout_us, struct sc_reaped *r);
 void sc_end(struct sc_segment *s);
 
-/* Takes back all that a lane has: shares, writes. Another's lane counts as reaped then, up to this incarnation. */
+/* Takes back all that a lane has: shares, writes, regions. Another's lane counts as reaped then, up to this incarnation. */
 void sc_reap_lane(struct sc_segment *s, uint32_t lane, uint32_t incarnation, struct sc_reaped *r);
 /* Reaps a lane that is dead and not reaped. False: it is not. */
 bool sc_reap_if_dead(struct sc_segment *s, uint32_t lane, struct sc_reaped *r);
 /* The same for every lane, and for writes that waited in vain for more writers. False: there was none. */
 bool sc_reap_dead(struct sc_segment *s, struct sc_reaped *r);
+
+/* Objects of lost regions go that nobody has a share of, and then the regions themselves. */
+void sc_sweep_lost(struct sc_segment *s);
 
 /* Without the lock, a look at every slot: a write waits in vain for more writers. */
 bool sc_any_overdue(const struct sc_segment *s);

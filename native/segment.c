@@ -22,12 +22,14 @@ static uint64_t place(uint64_t *end, uint64_t bytes)
     return at;
 }
 
-int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g)
+int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, uint32_t regions, struct sc_geometry *g)
 {
     memset(g, 0, sizeof *g);
     if (block_size < 4096 || block_size > (UINT64_C(1) << 40) || (block_size & (block_size - 1)))
         return SC_E_DAMAGED;
     if (capacity == 0 || capacity % block_size || capacity / block_size > SC_MAX_BLOCKS)
+        return SC_E_DAMAGED;
+    if (regions > SC_MAX_REGIONS || capacity / block_size * (1 + regions) > SC_NO_SLOT)
         return SC_E_DAMAGED;
     if (slots == 0 || slots > SC_MAX_SLOTS || lanes == 0 || lanes > SC_MAX_LANES)
         return SC_E_DAMAGED;
@@ -37,6 +39,7 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     g->block_size = block_size;
     g->slots = slots;
     g->lanes = lanes;
+    g->regions = regions;
     g->blocks = (uint32_t)(capacity / block_size);
     g->index_bits = 4;
     while ((UINT64_C(1) << g->index_bits) < 4 * (uint64_t)slots)
@@ -44,6 +47,7 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     uint64_t end = sizeof(struct sc_header);
     g->lane_table = place(&end, lanes * sizeof(struct sc_lane));
     g->layout_table = place(&end, SC_MAX_LAYOUTS * sizeof(struct sc_layout));
+    g->region_table = place(&end, regions * sizeof(struct sc_region));
     g->slot_table = place(&end, slots * sizeof(struct sc_slot));
     g->scores = place(&end, slots * sizeof(sc_word));
     g->share_stride = align_up(slots * sizeof(sc_word), 128);
@@ -52,8 +56,9 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     g->since = place(&end, lanes * g->since_stride);
     g->index = place(&end, sizeof(sc_word) << g->index_bits);
     g->slot_map = place(&end, align_up(slots, 64) / 8);
-    g->block_map = place(&end, align_up(g->blocks, 64) / 8);
-    g->owners = place(&end, (uint64_t)g->blocks * sizeof(sc_half));
+    uint64_t blocks = (uint64_t)g->blocks * (1 + regions);
+    g->block_map = place(&end, align_up(blocks, 64) / 8);
+    g->owners = place(&end, blocks * sizeof(sc_half));
     g->backed = place(&end, align_up(g->blocks, 64) / 8);
     g->metadata = end;
     g->payload = align_up(end, SC_PAYLOAD_ALIGN);
@@ -87,7 +92,7 @@ static int check(int fd, struct sc_segment *s)
         return SC_E_VERSION;
     if (h.checksum != sc_checksum(&h) || h.fingerprint_bytes > SC_MAX_FINGERPRINT)
         return SC_E_DAMAGED;
-    if (sc_plan(h.capacity, h.block_size, h.slots, h.lanes, &s->g) < 0)
+    if (sc_plan(h.capacity, h.block_size, h.slots, h.lanes, h.regions, &s->g) < 0)
         return SC_E_DAMAGED;
     if (h.read_lease_us > LONGEST_US || h.write_lease_us > LONGEST_US || h.lock_timeout_us > LONGEST_US)
         return SC_E_DAMAGED;
@@ -189,6 +194,10 @@ void sc_segment_shut(struct sc_segment *s)
     s->base = NULL;
     free(s->costs);
     s->costs = NULL;
+    for (uint32_t region = 0; region <= SC_MAX_REGIONS; region++) {
+        free(s->victims[region]);
+        s->victims[region] = NULL;
+    }
 }
 
 int sc_enter(struct sc_segment *s)

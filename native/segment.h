@@ -2,7 +2,7 @@
  * ways to address the shared bytes.
  *
  * Nothing read from the segment is trusted: the geometry is recomputed from four validated numbers and kept
- * in private memory, and every index that comes out of the segment passes a bound first: sc_run_ok, sc_slot_describe.
+ * in private memory, and every index that comes out of the segment passes a bound first: sc_extent_of, sc_slot_describe.
  */
 #ifndef SC_SEGMENT_H
 #define SC_SEGMENT_H
@@ -12,8 +12,7 @@
 #include "layout.h"
 #include "shmcache.cdef.h"
 
-enum { SC_VICTIMS = 512 };
-struct sc_victim { uint64_t score; uint32_t slot, generation; };
+struct sc_victims; /* of evict.c */
 
 struct sc_segment {
     struct sc_geometry g;
@@ -37,16 +36,14 @@ struct sc_segment {
     bool stolen;                 /* the lock just taken was a dead holder's: recover before use */
 
     /* scratch of evict.c, guarded by the arena lock */
-    struct sc_victim victims[SC_VICTIMS];
-    uint32_t victim_count, victim_next;
-    uint64_t victims_us;         /* when they were listed */
+    struct sc_victims *victims[1 + SC_MAX_REGIONS]; /* allocated at the first eviction from a region */
     uint64_t *costs;             /* a cost a block; allocated at the first search for a run */
 
     struct sc_segment *next, *prev; /* the registry of fork handling */
     bool registered;
 };
 
-int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, struct sc_geometry *g);
+int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lanes, uint32_t regions, struct sc_geometry *g);
 
 /* Passes unless the segment is closed, forked, fenced or cut; sc_leave after, which gives rc, or SC_E_DAMAGED where the
  * segment was cut meanwhile (guard.h). */
@@ -64,6 +61,10 @@ static inline struct sc_lane *sc_lane(const struct sc_segment *s, uint32_t lane)
 static inline struct sc_layout *sc_layout(const struct sc_segment *s, uint32_t i)
 {
     return (struct sc_layout *)(s->base + s->g.layout_table) + i;
+}
+static inline struct sc_region *sc_region(const struct sc_segment *s, uint32_t region)
+{
+    return (struct sc_region *)(s->base + s->g.region_table) + (region - 1);
 }
 static inline struct sc_slot *sc_slot(const struct sc_segment *s, uint32_t slot)
 {
@@ -100,12 +101,6 @@ static inline uint32_t sc_lane_limit(const struct sc_segment *s)
     if (n > most)
         sc_poke32((sc_half *)&s->lane_limit, n); /* what one remembers changes nothing that others see */
     return n > most ? n : most;
-}
-
-/* The run of blocks of a slot lies in region 0 and holds its bytes. */
-static inline bool sc_run_ok(const struct sc_segment *s, uint64_t block, uint64_t blocks, uint64_t nbytes)
-{
-    return blocks > 0 && block + blocks <= s->g.blocks && nbytes > 0 && nbytes <= blocks * s->g.block_size;
 }
 
 /* FNV-1a: not against malice, against stray stores and foreign files. */

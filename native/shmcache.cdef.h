@@ -19,7 +19,8 @@ enum sc_error {
     SC_E_RETIRED = -10,    /* the segment lost its name before the door was passed */
     SC_E_LAYOUTS = -11,    /* the layout table is full */
     SC_E_FENCED = -12,     /* the lane's lock was lost and another process took the lane */
-    SC_E_UNLIKE = -13      /* a key is being written by this group on other terms: SC_UNLIKE; nothing stays reserved */
+    SC_E_UNLIKE = -13,     /* a key is being written by this group on other terms: SC_UNLIKE; nothing stays reserved */
+    SC_E_REGIONS = -14     /* every number of a region of device memory is taken, or there is none of this number */
 };
 
 enum sc_status {
@@ -33,13 +34,13 @@ enum sc_status {
     SC_NOT_OWNER = 7,
     SC_LOST = 8,
     SC_PART = 9,           /* SC_OK, but of several writers others are to come: the object is not published yet */
-    SC_UNLIKE = 10         /* this group is writing the key, with other writers, nbytes, layout or temporary */
+    SC_UNLIKE = 10         /* this group is writing the key, with other writers, nbytes, layout, region or temporary */
 };
 
 /* What an arena is made of. Leases in microseconds. */
 struct sc_config {
     uint64_t capacity, block_size;
-    uint32_t slots, lanes;
+    uint32_t slots, lanes, regions;          /* regions: of device memory that there can be at a time */
     uint64_t read_lease_us, write_lease_us, lock_timeout_us;
     char fingerprint[256];
     uint32_t fingerprint_bytes;
@@ -47,12 +48,11 @@ struct sc_config {
 };
 
 /* What became of a key that was to be reserved or read, and its object where status is SC_OK. offset counts from the
- * start of the payload; nbytes is 0 in a record that was never filled. batch.py
- * knows this order. */
+ * start of the region (0: the payload); nbytes is 0 in a record that was never filled. batch.py knows this order. */
 struct sc_ref {
     uint64_t offset, nbytes;
-    uint32_t slot, generation, layout;
-    uint16_t temporary, status;
+    uint32_t slot, generation;
+    uint16_t layout, region, temporary, status;
 };
 
 struct sc_reaped { uint64_t lanes, shares, writes, lock; };
@@ -60,7 +60,7 @@ struct sc_reaped { uint64_t lanes, shares, writes, lock; };
 /* A snapshot, taken without a lock. */
 struct sc_info {
     uint64_t capacity, block_size, payload, metadata, segment_bytes;
-    uint32_t slots, lanes, lane_limit, layouts;
+    uint32_t slots, lanes, regions, lane_limit, layouts;
     uint64_t read_lease_us, write_lease_us, lock_timeout_us, created_ns;
     char fingerprint[256];
     uint32_t fingerprint_bytes;
@@ -80,14 +80,14 @@ enum sc_standing {
 
 /* What a lane has of objects that are there. */
 struct sc_lane_census { uint64_t reserved, held, held_bytes, writing, oldest_held_us; };
-/* bytes: in blocks, one a standing. */
+/* bytes: in blocks of region 0, one a standing. */
 struct sc_census { uint64_t objects, writing, bytes[5]; struct sc_lane_census lanes[256]; };
 
-/* One object and who keeps it. reserved, held: shares of all lanes. age_us: since its memory was reserved. */
+/* One object and who keeps it. block: of its region. reserved, held: shares of all lanes. age_us: since its memory was reserved. */
 struct sc_object_info {
     char key[64];
     uint64_t nbytes, block, blocks, age_us, reserved, held;
-    uint32_t key_bytes, slot, generation, layout;
+    uint32_t key_bytes, slot, generation, layout, region;
     uint32_t owner;                          /* the lane that writes it, or did */
     uint32_t writing;
     uint32_t standing;                       /* enum sc_standing */
@@ -108,6 +108,17 @@ struct sc_lane_info {
     uint64_t counters[64];                   /* each in the order of sc_statistic_name */
     uint64_t gauges[8];
     struct sc_times histograms[7];
+};
+
+/* A region of device memory: as its owner describes it, and as it is. */
+struct sc_region_spec { uint8_t handle[64], uuid[16]; uint64_t nbytes; uint32_t device; };
+struct sc_region_info {
+    uint32_t state;                          /* 0: there is none; 1: it lives; 2: it is lost */
+    uint32_t generation, owner, incarnation, device; /* owner: a lane, in that incarnation; device: its number for it */
+    uint32_t blocks, free_blocks;
+    uint64_t block_size, nbytes;             /* nbytes: of payload in the allocation */
+    uint8_t handle[64], uuid[16];
+    uint64_t opened[4];                      /* the lanes whose processes have it open, a bit each */
 };
 
 struct sc_segment;
@@ -133,11 +144,11 @@ int sc_close(struct sc_segment *s);
 int sc_retire(struct sc_segment *s, bool force, uint32_t *pid);
 void sc_door_close(struct sc_segment *s);
 
-/* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. writers: how many lanes of the group fill
- * each object together, 1 to the group's world_size. */
+/* Writing. nbytes and layouts: one for all keys, or where `each` is set one a key. region: where they are to lie, SC_LOST where
+ * it does not live. writers: how many lanes of the group fill each object together, 1 to the group's world_size. */
 int64_t sc_reserve_write(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, uint32_t writers,
-                         struct sc_ref *refs);
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, uint32_t region, bool temporary,
+                         uint32_t writers, struct sc_ref *refs);
 /* Of refs, those whose status is SC_OK. Others get their own status again. */
 int64_t sc_publish(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, uint32_t ranks, int8_t *status);
 int64_t sc_abort_refs(struct sc_segment *s, const struct sc_ref *refs, uint32_t n, int8_t *status);
@@ -149,7 +160,7 @@ int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payl
                uint64_t nbytes, int8_t *status);
 int64_t sc_delete(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, bool force,
                   int8_t *status);
-int64_t sc_evict(struct sc_segment *s, uint64_t nbytes);
+int64_t sc_evict(struct sc_segment *s, uint32_t region, uint64_t nbytes);
 int64_t sc_clear(struct sc_segment *s);
 
 /* Reading. */
@@ -171,6 +182,22 @@ int64_t sc_finish_read(struct sc_segment *s, const char *keys, uint32_t width, c
                        int8_t *status);
 int64_t sc_cancel_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                        uint32_t ranks, int8_t *status);
+
+/* Regions of device memory, by number from 1 on. Nothing in here calls a driver. The size of a block in one of so many bytes,
+ * which must be a multiple of it. */
+uint64_t sc_region_block_size(const struct sc_segment *s, uint64_t nbytes);
+/* There may be one: without any, nothing lies in device memory. */
+bool sc_has_regions(struct sc_segment *s);
+/* The number of a new one, whose owner is this lane. */
+int64_t sc_region_add(struct sc_segment *s, const struct sc_region_spec *spec);
+/* Its objects are lost, and it goes with the last of them. SC_OK; SC_NOT_OWNER: it is not this lane's. */
+int sc_region_give_up(struct sc_segment *s, uint32_t region);
+int sc_get_region(struct sc_segment *s, uint32_t region, struct sc_region_info *info);
+/* SC_OK, or SC_LOST where it does not live. For who has a share of an object in it, so that it is the same one. */
+int sc_region_check(struct sc_segment *s, uint32_t region);
+/* Says whether this process has it open: true before it opens it, false after it has closed it. SC_LOST where it does not live
+ * any more in this generation: then it must not be opened. */
+int sc_region_opened(struct sc_segment *s, uint32_t region, uint32_t generation, bool open);
 
 /* The layout table: the number of a layout (1 and up), and a layout by its number. */
 int64_t sc_layout_number(struct sc_segment *s, const char *spec, uint32_t spec_bytes, uint64_t nbytes);

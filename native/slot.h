@@ -30,7 +30,7 @@
 
 #include <string.h>
 
-#include "segment.h"
+#include "region.h"
 
 enum sc_state { SC_FREE = 0, SC_WRITING = 1, SC_READY = 2, SC_EVICTING = 3 };
 #define SC_DETACHED (UINT64_C(1) << 3)
@@ -100,16 +100,17 @@ static inline bool sc_key_is(const struct sc_slot *slot, const struct sc_key *k)
 }
 
 /* What a reader gets to know of an object it has a share of. */
-struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes, hash; };
+struct sc_object { uint32_t slot, generation, layout, blocks; uint64_t block, nbytes, hash; uint32_t region; };
 
 static inline bool sc_several(uint32_t about) { return about >> 8 & 1; }
 
-/* Of the header, too: with another block size the same blocks are other bytes. state: only what does not change while the
- * slot is used; of several writers the owner does. */
+/* Of the header and the region, too: with another block size the same blocks are other bytes. state: only what does not
+ * change while the slot is used; of several writers the owner does. */
 static inline uint64_t sc_seal(const struct sc_segment *s, const struct sc_object *o, uint32_t about, uint64_t state, bool ready)
 {
     uint64_t of = (state & SC_TEMPORARY) | (sc_several(about) ? 0 : (uint64_t)sc_owner_of(state) << 8);
-    uint64_t h = sc_mix(o->hash ^ s->checksum ^ ((uint64_t)o->generation << 32 | o->slot),
+    uint64_t tie = s->checksum ^ (o->region ? sc_device_extent(s, o->region).tie : 0);
+    uint64_t h = sc_mix(o->hash ^ tie ^ ((uint64_t)o->generation << 32 | o->slot),
                         UINT64_C(0x9fb21c651e98df25) ^ o->nbytes);
     uint64_t phase = ready ? UINT64_C(0xa0761d6478bd642f) : UINT64_C(0xe7037ed1a0b428db);
     return sc_mix(h ^ (o->block << 32 | about), phase ^ of) | 1; /* never 0, which a FREE slot has */
@@ -122,10 +123,11 @@ static inline bool sc_slot_describe(const struct sc_segment *s, uint32_t slot, u
 {
     const struct sc_slot *r = sc_slot(s, slot);
     uint32_t about = sc_peek32(&r->about);
-    uint64_t seal = sc_peek(&r->seal), nbytes = sc_peek(&r->nbytes);
-    uint32_t blocks = nbytes <= s->g.capacity ? (uint32_t)((nbytes + s->g.block_size - 1) / s->g.block_size) : 0;
-    *o = (struct sc_object){slot, sc_generation(state), about >> 16, blocks, sc_peek32(&r->block), nbytes, hash};
-    return sc_run_ok(s, o->block, o->blocks, o->nbytes) && o->layout <= SC_MAX_LAYOUTS &&
+    uint64_t seal = sc_peek(&r->seal), nbytes = sc_peek(&r->nbytes), block = sc_peek32(&r->block);
+    struct sc_extent e = sc_extent_of(s, sc_region_of(s, block));
+    uint32_t blocks = (uint32_t)sc_blocks_for(&e, nbytes);
+    *o = (struct sc_object){slot, sc_generation(state), about >> 16, blocks, block, nbytes, hash, sc_region_of(s, block)};
+    return nbytes > 0 && block - e.first + blocks <= e.blocks && o->layout <= SC_MAX_LAYOUTS &&
            (seal == sc_seal(s, o, about, state, true) ||
             (sc_state_of(state) == SC_WRITING && seal == sc_seal(s, o, about, state, false)));
 }

@@ -64,6 +64,7 @@ void sc_get_info(struct sc_segment *s, struct sc_info *info)
     info->segment_bytes = s->g.segment_bytes;
     info->slots = s->g.slots;
     info->lanes = s->g.lanes;
+    info->regions = s->g.regions;
     info->lane_limit = sc_lane_limit(s);
     info->layouts = sc_load32(&h->layouts);
     info->read_lease_us = s->read_lease_us;

@@ -23,13 +23,13 @@ static void __attribute__((format(printf, 2, 3))) find(struct report *p, const c
     p->text[p->used] = 0;
 }
 
-/* Owners of blocks as the slots tell them, beside what the map says. */
+/* Owners of blocks (slot + 1) as the slots tell them, beside what the map says. */
 static void check_run(struct sc_segment *s, uint32_t slot, const struct sc_object *o, uint32_t *owners, struct report *p)
 {
     for (uint64_t b = o->block; b < o->block + o->blocks; b++) {
-        if (owners[b] != SC_NO_SLOT)
-            find(p, "block %u belongs to slots %u and %u\n", (unsigned)b, owners[b], slot);
-        owners[b] = slot;
+        if (owners[b])
+            find(p, "block %u belongs to slots %u and %u\n", (unsigned)b, owners[b] - 1, slot);
+        owners[b] = slot + 1;
         if (!sc_block_used(s, (uint32_t)b))
             find(p, "block %u of slot %u counts as free\n", (unsigned)b, slot);
         else if (sc_block_owner(s, (uint32_t)b) != slot)
@@ -80,18 +80,39 @@ static void check_slot(struct sc_segment *s, uint32_t slot, uint32_t *owners, st
     check_key(s, slot, state, p);
 }
 
-static void check_maps(struct sc_segment *s, const uint32_t *owners, struct report *p)
+static void check_region(struct sc_segment *s, uint32_t region, const uint32_t *owners, struct report *p)
 {
-    uint32_t free_blocks = 0, free_slots = 0;
-    for (uint32_t b = 0; b < s->g.blocks; b++) {
+    struct sc_extent e = sc_extent_of(s, region);
+    uint32_t free_blocks = 0, counted = sc_load32(sc_free_blocks(s, region));
+    for (uint32_t b = (uint32_t)e.first; b < e.first + e.blocks; b++) {
         free_blocks += !sc_block_used(s, b);
-        if (owners[b] == SC_NO_SLOT && (sc_block_used(s, b) || sc_block_owner(s, b) != SC_NO_SLOT))
+        if (!owners[b] && (sc_block_used(s, b) || sc_block_owner(s, b) != SC_NO_SLOT))
             find(p, "block %u counts as used but belongs to no object\n", b);
     }
+    if (free_blocks != counted)
+        find(p, "%u blocks of region %u are free, %u are counted\n", free_blocks, region, counted);
+}
+
+static void check_regions(struct sc_segment *s, const uint32_t *owners, struct report *p)
+{
+    check_region(s, 0, owners, p);
+    for (uint32_t region = 1; region <= s->g.regions; region++) {
+        uint64_t state = sc_load(&sc_region(s, region)->state);
+        if (sc_kind_of(state) == SC_REGION_NONE)
+            continue;
+        if (sc_kind_of(state) > SC_REGION_LOST || !sc_region_sound(s, region))
+            find(p, "region %u has a broken seal\n", region);
+        else
+            check_region(s, region, owners, p);
+    }
+}
+
+static void check_maps(struct sc_segment *s, const uint32_t *owners, struct report *p)
+{
+    uint32_t free_slots = 0;
+    check_regions(s, owners, p);
     for (uint32_t slot = 0; slot < s->g.slots; slot++)
         free_slots += !sc_slot_used(s, slot);
-    if (free_blocks != sc_load32(&sc_header(s)->free_blocks))
-        find(p, "%u blocks are free, %u are counted\n", free_blocks, sc_load32(&sc_header(s)->free_blocks));
     if (free_slots != sc_load32(&sc_header(s)->free_slots))
         find(p, "%u slots are free, %u are counted\n", free_slots, sc_load32(&sc_header(s)->free_slots));
 }
@@ -130,11 +151,9 @@ int64_t sc_verify(struct sc_segment *s, char *text, uint64_t bytes)
     if (rc < 0)
         return rc;
     text[0] = 0;
-    uint32_t *owners = malloc(sizeof *owners * (size_t)s->g.blocks);
+    uint32_t *owners = calloc(sc_all_blocks(s), sizeof *owners);
     rc = owners ? sc_begin(s, s->lock_timeout_us, &r) : SC_E_MEMORY;
     if (rc == 0) {
-        for (uint32_t b = 0; b < s->g.blocks; b++)
-            owners[b] = SC_NO_SLOT;
         for (uint32_t slot = 0; slot < s->g.slots; slot++)
             check_slot(s, slot, owners, &p);
         check_maps(s, owners, &p);

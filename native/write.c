@@ -20,13 +20,16 @@ static bool reap_writers(struct sc_segment *s, uint32_t slot, uint64_t state)
     return any;
 }
 
-/* An object that is in the way unless it is damaged, so that nobody can read it. */
+/* An object that is in the way unless it is lost and nobody has a share, or damaged, so that nobody can read it. */
 static enum sc_status served(struct sc_segment *s, const struct sc_key *k, uint32_t slot, uint64_t state)
 {
     struct sc_object o;
     struct sc_reaped r = {0};
-    if (sc_slot_describe(s, slot, state, k->hash, &o))
-        return SC_EXISTS;
+    if (sc_slot_describe(s, slot, state, k->hash, &o)) {
+        if (sc_region_lives(s, o.region))
+            return SC_EXISTS;
+        return sc_remove(s, slot, false) ? SC_OK : SC_LOST;
+    }
     sc_recover(s, &r);
     return sc_index_find(s, k, &state) == SC_NO_SLOT ? SC_OK : SC_EXISTS;
 }
@@ -52,12 +55,12 @@ static enum sc_status clear_the_way(struct sc_segment *s, const struct sc_key *k
     return SC_OK;
 }
 
-static bool find_room(struct sc_segment *s, uint32_t blocks, uint32_t *block, uint32_t *slot)
+static bool find_room(struct sc_segment *s, uint32_t region, uint32_t blocks, uint32_t *block, uint32_t *slot)
 {
     struct sc_reaped r = {0};
     for (int tries = 0; tries < 2; tries++) {
-        *block = sc_make_run(s, blocks);
-        *slot = *block == SC_NO_SLOT ? SC_NO_SLOT : sc_make_slot(s);
+        *block = sc_make_run(s, region, blocks);
+        *slot = *block == SC_NO_SLOT ? SC_NO_SLOT : sc_make_slot(s, region);
         if (*slot == SC_NO_SLOT)
             return false;
         if (sc_state_of(sc_load(&sc_slot(s, *slot)->state)) == SC_FREE && sc_block_unowned(s, *block, blocks))
@@ -139,7 +142,8 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
                               bool *reaped, struct sc_ref *ref)
 {
     const struct sc_terms *terms = &d->terms;
-    uint64_t blocks = (terms->nbytes + s->g.block_size - 1) / s->g.block_size;
+    struct sc_extent e = sc_extent_of(s, terms->region);
+    uint64_t blocks = sc_blocks_for(&e, terms->nbytes);
     uint32_t block, slot, stuck;
     enum sc_status st = clear_the_way(s, k, d->now_us, &stuck);
     struct sc_reaped r = {0};
@@ -147,18 +151,20 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
         return join(s, k, terms, ref);
     if (st != SC_OK)
         return st;
-    if (blocks > s->g.blocks)
+    if (!sc_region_lives(s, terms->region))
+        return SC_LOST;
+    if (blocks > e.blocks)
         return SC_NO_SPACE;
-    bool found = find_room(s, (uint32_t)blocks, &block, &slot);
+    bool found = find_room(s, terms->region, (uint32_t)blocks, &block, &slot);
     if (!found && !*reaped) {
         *reaped = true; /* once a batch: what dead lanes still hold may be the room that is missing */
-        found = sc_reap_dead(s, &r) && find_room(s, (uint32_t)blocks, &block, &slot);
+        found = sc_reap_dead(s, &r) && find_room(s, terms->region, (uint32_t)blocks, &block, &slot);
     }
     if (!found)
         return SC_NO_SPACE;
     if (stuck != SC_NO_SLOT && !take_key(s, k, stuck))
         return SC_EXISTS;
-    struct sc_object o = {slot, 0, terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash};
+    struct sc_object o = {slot, 0, terms->layout, (uint32_t)blocks, block, terms->nbytes, k->hash, terms->region};
     begin_write(s, k, d, depth, &o);
     sc_ref_fill(s, &o, terms->temporary, ref);
     return SC_OK;
@@ -177,7 +183,7 @@ static int back_all(struct sc_segment *s, const struct sc_ref *refs, uint32_t n)
         }
         uint64_t block = refs[i].offset / s->g.block_size;
         uint64_t blocks = (refs[i].nbytes + s->g.block_size - 1) / s->g.block_size;
-        if (refs[i].status != SC_OK || sc_back(s, block, blocks) == 0)
+        if (refs[i].status != SC_OK || refs[i].region || sc_back(s, block, blocks) == 0)
             continue;
         int error = errno;
         abort_refs(s, refs, n, NULL);
@@ -220,7 +226,7 @@ struct demands {
     uint64_t now_us; /* one time for all keys of a batch, so that of one chain the later goes first */
     const uint64_t *nbytes;
     const uint32_t *layouts;
-    uint32_t writers;
+    uint32_t region, writers;
     bool each, temporary, reaped;
     struct sc_ref *refs;
 };
@@ -229,7 +235,7 @@ static enum sc_status visit_reserve(struct sc_segment *s, const struct sc_key *k
 {
     struct demands *all = arg;
     uint32_t i = all->each ? at : 0;
-    struct demand d = {{all->nbytes[i], all->layouts[i], all->writers, all->temporary}, all->now_us};
+    struct demand d = {{all->nbytes[i], all->layouts[i], all->region, all->writers, all->temporary}, all->now_us};
     enum sc_status st = k ? reserve(s, k, &d, at, &all->reaped, &all->refs[at]) : SC_LOCKED;
     all->refs[at].status = (uint16_t)st;
     sc_tally(s, SC_no_space, st == SC_NO_SPACE);
@@ -247,8 +253,8 @@ static void rebuild_index(struct sc_segment *s)
 }
 
 int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width, const uint32_t *ends, uint32_t n,
-                         const uint64_t *nbytes, const uint32_t *layouts, bool each, bool temporary, uint32_t writers,
-                         struct sc_ref *refs)
+                         const uint64_t *nbytes, const uint32_t *layouts, bool each, uint32_t region, bool temporary,
+                         uint32_t writers, struct sc_ref *refs)
 {
     int rc = sc_enter(s);
     if (rc < 0)
@@ -256,7 +262,7 @@ int64_t sc_reserve_write(struct sc_segment *s, const char *data, uint32_t width,
     if (!sc_whole(s))
         return sc_leave(s, SC_E_DAMAGED);
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    struct demands d = {sc_now_us(), nbytes, layouts, writers, each, temporary, false, refs};
+    struct demands d = {sc_now_us(), nbytes, layouts, region, writers, each, temporary, false, refs};
     int64_t ok = under_lock(s, &keys, visit_reserve, &d);
     if (ok >= 0) {
         sc_tally(s, SC_reservations, (uint64_t)ok);
@@ -311,6 +317,20 @@ static bool seal_ready(struct sc_segment *s, uint32_t slot, uint64_t state)
     return false;
 }
 
+/* An object has become READY. Who lost its region meanwhile may have looked for objects before: it must not stay. */
+static enum sc_status published(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t region, uint32_t granted)
+{
+    if (!sc_region_stays(s, region)) {
+        sc_ungrant(s, slot, generation, granted);
+        sc_drop(s, slot, generation);
+        return SC_LOST;
+    }
+    sc_tally(s, SC_publishes, 1);
+    sc_tally(s, SC_published_bytes, sc_peek(&sc_slot(s, slot)->nbytes));
+    sc_tally(s, SC_grants, granted);
+    return SC_OK;
+}
+
 /* WRITING -> READY, after ranks reserved shares. No lock: nobody but the owner publishes, and who detaches the slot
  * meanwhile does so by compare-and-swap. SC_PART: of several writers this was not the last. */
 static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks)
@@ -318,6 +338,8 @@ static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t gene
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
     enum sc_status st = not_writing(s, slot, state, generation);
+    if (st == SC_OK && sc_lost(s, slot))
+        return abort_one(s, slot, generation) < 0 ? SC_LOCKED : SC_LOST;
     if (st == SC_OK && sc_collective(s, slot)) {
         st = sc_finish_part(s, slot, &state, ranks);
         ranks = sc_asked(state) < s->world_size ? sc_asked(state) : s->world_size;
@@ -328,12 +350,9 @@ static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t gene
         /* Grants before READY: no evictor can come between. A new object's words cannot be full. */
         bool granted = ranks && sc_grant(s, slot, generation, ranks, sc_now_us() + s->read_lease_us);
         /* Releases the payload; pairs with the reader's look at the state word. */
-        if (sc_cas(w, &state, sc_published(state))) {
-            sc_tally(s, SC_publishes, 1);
-            sc_tally(s, SC_published_bytes, sc_peek(&sc_slot(s, slot)->nbytes));
-            sc_tally(s, SC_grants, granted ? ranks : 0);
-            return SC_OK;
-        }
+        uint32_t region = sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block));
+        if (sc_cas(w, &state, sc_published(state)))
+            return published(s, slot, generation, region, granted ? ranks : 0);
         if (granted)
             sc_ungrant(s, slot, generation, ranks);
         st = SC_NOT_OWNER;
@@ -471,7 +490,7 @@ int64_t sc_put(struct sc_segment *s, const char *key, uint32_t width, char *payl
         return rc;
     struct sc_ref ref = {0};
     uint32_t plain = 0;
-    rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, false, 1, &ref);
+    rc = sc_reserve_write(s, key, width, NULL, 1, &nbytes, &plain, false, 0, false, 1, &ref);
     *status = (int8_t)ref.status;
     if (rc > 0) {
         sc_guard_payload(payload + ref.offset, nbytes);
@@ -522,17 +541,19 @@ int64_t sc_delete(struct sc_segment *s, const char *data, uint32_t width, const 
     return sc_leave(s, ok);
 }
 
-int64_t sc_evict(struct sc_segment *s, uint64_t nbytes)
+int64_t sc_evict(struct sc_segment *s, uint32_t region, uint64_t nbytes)
 {
     int rc = sc_enter(s);
     if (rc < 0)
         return rc;
+    if (region > s->g.regions)
+        return sc_leave(s, 0);
     struct sc_reaped r = {0};
     uint64_t freed = 0, one = 1;
     bool reaped = false;
     while (freed < nbytes && one && (rc = sc_begin(s, s->lock_timeout_us, &r)) == 0) {
         sc_refresh_victims(s);
-        for (int i = 0; i < SC_HOLD && freed < nbytes && (one = sc_evict_one(s)); i++)
+        for (int i = 0; i < SC_HOLD && freed < nbytes && (one = sc_evict_one(s, region)); i++)
             freed += one;
         if (!one && !reaped) {
             reaped = true;

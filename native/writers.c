@@ -73,7 +73,7 @@ enum sc_status sc_join_write(struct sc_segment *s, uint32_t slot, uint64_t state
     if (!sc_collective(s, slot) || sc_peek32(&r->group) != s->group)
         return SC_IN_FLIGHT;
     if (sc_peek32(&r->writers) != terms->writers || sc_peek(&r->nbytes) != terms->nbytes ||
-        sc_peek32(&r->about) >> 16 != terms->layout || !(state & SC_TEMPORARY) != !terms->temporary)
+        sc_peek32(&r->about) >> 16 != terms->layout || sc_region_of(s, sc_peek32(&r->block)) != terms->region || !(state & SC_TEMPORARY) != !terms->temporary)
         return SC_UNLIKE;
     if (stage_of(s, slot, state, s->lane) != SC_STAGE_NONE || count_parts(s, slot, state, WRITING | DONE) >= terms->writers)
         return SC_IN_FLIGHT;

@@ -32,7 +32,7 @@ bool sc_forsaken(const struct sc_segment *s, uint32_t slot, uint64_t state);
 
 /* Under the arena lock: takes a part in the write of a slot for s's lane. SC_OK; SC_IN_FLIGHT: another group's write, or one
  * in which this lane has or had its part, or nothing is left to join; SC_UNLIKE: this group's, but of another kind. */
-struct sc_terms { uint64_t nbytes; uint32_t layout, writers; bool temporary; };
+struct sc_terms { uint64_t nbytes; uint32_t layout, region, writers; bool temporary; };
 enum sc_status sc_join_write(struct sc_segment *s, uint32_t slot, uint64_t state, const struct sc_terms *terms);
 /* Under the arena lock, of a slot that is WRITING and that only its holder knows yet: the first part is s's lane's. */
 void sc_first_part(struct sc_segment *s, uint32_t slot, uint32_t generation);

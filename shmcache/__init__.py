@@ -31,7 +31,7 @@ from shmcache.errors import (
     ViewInUseError,
 )
 from shmcache.layout import Layout
-from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, ObjectInfo, ReapReport, ShareInfo, Stats
+from shmcache.stats import ArenaInfo, Counters, LaneInfo, LockInfo, ObjectInfo, ReapReport, RegionInfo, ShareInfo, Stats
 from shmcache.status import Status
 
 __version__ = "0.1.0"
@@ -60,6 +60,7 @@ __all__ = [
     "ObjectInfo",
     "ReadBatch",
     "ReapReport",
+    "RegionInfo",
     "ShareInfo",
     "ShmcacheError",
     "Stats",

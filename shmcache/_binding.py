@@ -67,6 +67,11 @@ def raise_code(name: str, code: int, *, handle: Handle = None, fd: int = -1, pid
         raise errors.ArenaSpaceError(
             f"arena {name!r}: its layout table is full (1,024 layouts); use fewer layouts or a new arena"
         )
+    if code == lib.SC_E_REGIONS:
+        raise errors.DeviceError(
+            f"arena {name!r}: all the numbers that it has for regions of device memory are taken; remove one, or "
+            "create the arena with more (ArenaConfig(regions=...))"
+        )
     raise errors.ShmcacheError(f"arena {name!r}: system call failed: {os.strerror(error)}")
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,9 @@ from typing import Any, Final
 
 from shmcache import device, errors, segment
 from shmcache._binding import Handle, check, ffi, lib
+from shmcache.later import Later
 from shmcache.layout import Layout
+from shmcache.regions import Regions
 from shmcache.status import OK
 from shmcache.views import ALONE, managed_buffer
 
@@ -24,6 +27,8 @@ __all__ = ["Attachment", "Membership"]
 # give their shares back. The process's end does.
 _kept: list[Attachment] = []
 
+_STREAMS_S: Final = 60.0  #: how long close waits for streams
+_NAP_S: Final = 0.0005
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
@@ -33,6 +38,7 @@ def _disown() -> None:
     for attachment in _attachments:
         attachment.forked = True
         attachment.lock = threading.RLock()
+        attachment.later.waiting.clear()
 
 
 os.register_at_fork(after_in_child=_disown)
@@ -71,6 +77,8 @@ class Attachment:
         self._numbers: dict[Layout, int] = {}
         self._plain: dict[int, Layout] = {}
         self.lock = threading.RLock()
+        self.later: Final = Later(self.lock, self._settle)
+        self.regions: Final = Regions(name, handle, self.later.watch)
         #: Each is called with the keys that this process has just published, in the thread that did.
         self.listeners: tuple[Callable[[list[bytes]], None], ...] = ()
         _attachments.add(self)
@@ -90,8 +98,9 @@ class Attachment:
         if self.closed or self.forked:
             check(self.name, self.handle, lib.SC_E_CLOSED)
 
-    def close(self) -> None:
-        """Leaves the arena; ViewInUseError while a view of it is alive, and then nothing is done."""
+    def close(self, *, wait: bool = True) -> None:
+        """Leaves the arena; ViewInUseError while a view of it is alive, and then nothing is done. ``wait``: for
+        streams; else ArenaBusyError where one has not passed yet."""
         with self.lock:
             if self.closed:
                 return
@@ -101,10 +110,32 @@ class Attachment:
                         f"arena {self.name!r}: batches, tensors, arrays or views of this cache are alive; release "
                         "and drop them, then close"
                     )
+                self._await_streams(_STREAMS_S if wait else 0.0)
+                self.regions.check_unused()
+                self.regions.close()
                 self.check(lib.sc_close(self.handle))
             self.closed = True
             self._unmap()
             os.close(self.fd)
+        self.later.wake()
+
+    def _await_streams(self, most_s: float) -> None:
+        """Pages stay locked, and mapped, until no stream copies from them any more."""
+        deadline = time.monotonic() + most_s
+        while self.later.waits():
+            if time.monotonic() > deadline:
+                raise errors.ArenaBusyError(
+                    f"arena {self.name!r}: a stream has not reached the point at which release_after was called within "
+                    f"{most_s:g} s; synchronize the stream, then close"
+                )
+            time.sleep(_NAP_S)
+
+    def _settle(self) -> bool:
+        """The chores of ``later``, which has the lock."""
+        try:
+            return self.regions.settle()
+        except errors.ShmcacheError:  # whoever calls is told
+            return False
 
     def keep(self) -> None:
         """Stays attached until the process ends: something still looks at the payload."""
@@ -178,7 +209,7 @@ class Attachment:
             nbytes = ranges[0].nbytes
             segment.populate(self.name, self.handle, self.write_address())
             with segment.progress(f"pinning {self.name}", 2 * nbytes) as advance:
-                self._pinned = device.pin(self.name, ranges, device.PIECE_BYTES, advance)
+                self._pinned = device.pin(self.regions.driver, ranges, device.PIECE_BYTES, advance)
             return nbytes
 
     def unpin(self) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +18,9 @@ from shmcache._binding import ffi, lib, new
 from shmcache._keys import Packed, unpack
 from shmcache.attachment import Attachment
 from shmcache.config import check_extra_count
+from shmcache.device import Device
+from shmcache.device_views import DeviceLoan, complete_streams
+from shmcache.later import event_in
 from shmcache.layout import Layout
 from shmcache.status import OK, Status, statuses
 from shmcache.views import Loan
@@ -27,8 +33,10 @@ __all__ = ["ReadBatch", "WriteBatch"]
 
 
 _sc_release: Final = lib.sc_release  # a function of lib costs a look-up at each use
+_has_regions: Final = lib.sc_has_regions
 _REF_BYTES: Final = ffi.sizeof("struct sc_ref")
 _REF_STATUS: Final = ffi.offsetof("struct sc_ref", "status")
+_ELSEWHERE: Final = np.uint64(0xFFFF_0000_FFFF_0000)  #: of the last word of a struct sc_ref: status, and region
 
 
 def codes_of(refs: Any) -> bytes:
@@ -37,10 +45,40 @@ def codes_of(refs: Any) -> bytes:
     return raw[_REF_STATUS::_REF_BYTES]
 
 
+def _those_in(layouts: list[Layout | None], regions: list[int] | None, *, near: bool) -> list[Layout | None]:
+    """The layouts of what lies in region 0 (near), or of what lies in others; None for the others of the two."""
+    if regions is None:
+        return layouts
+    return [layout if (region == 0) == near else None for region, layout in zip(regions, layouts, strict=True)]
+
+
+def _give_back(attachment: Attachment, loan: DeviceLoan | None, refs: Any, n: int) -> None:
+    """What a stream still reads must not be written over, nor closed: the loan is kept until then."""
+    try:
+        if loan is not None and not attachment.forked:
+            complete_streams(loan.devices())
+    finally:
+        _sc_release(attachment.handle, refs, n)
+
+
+def _release_late(_loan: DeviceLoan | None, handle: Any, refs: Any, n: int) -> None:
+    """For who keeps the loan until then."""
+    _sc_release(handle, refs, n)
+
+
+def _when_over(loans: list[Loan | DeviceLoan], then: Callable[[], object]) -> None:
+    """Calls ``then`` once nothing made from these loans is alive."""
+    if loans:
+        loans.pop().when_over(_when_over, loans, then)
+        return
+    with suppress(errors.DeviceError):  # nobody is there to be told
+        then()
+
+
 class _Batch:
     """Keys, their statuses, and the memory of those that are OK."""
 
-    __slots__ = ("__weakref__", "_attachment", "_loan", "_ok", "_open", "_packed", "_refs")
+    __slots__ = ("__weakref__", "_attachment", "_device_loan", "_loan", "_ok", "_open", "_packed", "_refs")
 
     def __init__(self, attachment: Attachment, packed: Packed, refs: Any, ok: int) -> None:
         self._attachment = attachment
@@ -48,6 +86,7 @@ class _Batch:
         self._refs = refs
         self._ok = ok
         self._loan: Loan | None = None
+        self._device_loan: DeviceLoan | None = None
         self._open = True
 
     def found(self, ok: int) -> None:
@@ -64,14 +103,17 @@ class _Batch:
 
     @property
     def status(self) -> list[Status]:
-        """One a key, as the call that made this batch found it."""
-        if self._ok == len(self):
+        """One a key, as the call that made this batch found it; LOST since the owner of the region that it lies in is
+        gone."""
+        lost = self._lost()
+        if self._ok == len(self) and not lost:
             return [OK] * self._ok
-        return statuses(codes_of(self._refs))
+        return [Status.LOST if i in lost else code for i, code in enumerate(statuses(codes_of(self._refs)))]
 
     @property
     def views(self) -> list[memoryview | None]:
-        """One memoryview of bytes a key, or None where the status is not OK. Made at the first call."""
+        """One memoryview of bytes a key, or None where the status is not OK, or the object lies in device memory. Made
+        at the first call."""
         with self._attachment.lock:
             return self._borrow().views
 
@@ -79,45 +121,101 @@ class _Batch:
         """One numpy array a key (a tuple where the layout has several tensors), or None. Without a copy.
 
         A dtype that numpy lacks (bfloat16, float8) comes as unsigned integers of its width; a plain byte count
-        as uint8.
+        as uint8. None, too, where the object lies in device memory.
         """
         with self._attachment.lock:
-            return self._borrow().arrays(self._layouts())
+            layouts, regions = self._layouts(), self._regions()
+            return self._borrow().arrays(_those_in(layouts, regions, near=True))
 
     def tensors(self) -> list[Any]:
-        """One torch tensor a key (a tuple where the layout has several), or None. Without a copy. Needs torch."""
+        """One torch tensor a key (a tuple where the layout has several), or None. Without a copy. Needs torch.
+
+        Objects in regions of device memory give CUDA tensors. A region of this process is read on its own device; one
+        of another process on the device of the calling thread's CUDA context (the region's own where it has none),
+        where it is opened at the first call: DeviceError where this process cannot read it.
+        """
         with self._attachment.lock:
-            return self._borrow().tensors(self._layouts())
+            self._check_lent()
+            layouts, regions = self._layouts(), self._regions()
+            if regions is None:
+                return self._borrow().tensors(layouts)
+            found = self._device_tensors(_those_in(layouts, regions, near=False), regions)
+            near = _those_in(layouts, regions, near=True)
+            if any(near):
+                found = [t if d is None else d for t, d in zip(self._borrow().tensors(near), found, strict=True)]
+            return found
 
     def _writable(self) -> bool:
         raise AssertionError
 
-    def _borrow(self) -> Loan:
+    def _check_lent(self) -> None:
         if not self._open:
             raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
+
+    def _borrow(self) -> Loan:
+        self._check_lent()
         if self._loan is None:
-            self._loan = Loan(self._attachment.payload(writable=self._writable()), *self._spans(), self._ok)
+            self._loan = Loan(self._attachment.payload(writable=self._writable()), *self._spans())
         return self._loan
 
-    def _spans(self) -> tuple[list[int], list[int]]:
-        """Where each key's bytes start and stop; the latter 0 where the status is not OK."""
-        if self._ok == len(self) == 1:  # the common read of one key needs no numpy
+    def _spans(self) -> tuple[list[int], list[int], int]:
+        """Where each key's bytes start and stop in region 0; the latter 0 where the status is not OK, or it lies in
+        another; and how many lie there."""
+        if self._ok == len(self) == 1 and not self._refs[0].region:  # the common read of one key needs no numpy
             ref = self._refs[0]
-            return [ref.offset], [ref.offset + ref.nbytes]
+            return [ref.offset], [ref.offset + ref.nbytes], 1
         words = self._words()
         stops = words[:, 0] + words[:, 1]
-        if self._ok < len(self):
-            stops[words[:, 3] >> 48 != OK] = 0
-        return words[:, 0].tolist(), stops.tolist()
+        if self._ok == len(self) and not _has_regions(self._attachment.handle):
+            return words[:, 0].tolist(), stops.tolist(), self._ok
+        stops[words[:, 3] & _ELSEWHERE != 0] = 0
+        return words[:, 0].tolist(), stops.tolist(), int(np.count_nonzero(stops))
 
     def _layouts(self) -> list[Layout | None]:
         get, words = self._attachment.layout_of, self._words()
-        numbers, sizes, codes = words[:, 3] & 0xFFFFFFFF, words[:, 1], words[:, 3] >> 48
-        found = zip(numbers.tolist(), sizes.tolist(), codes.tolist(), strict=True)
+        found = zip((words[:, 3] & 0xFFFF).tolist(), words[:, 1].tolist(), (words[:, 3] >> 48).tolist(), strict=True)
         return [get(number, nbytes) if code == OK else None for number, nbytes, code in found]
 
+    def _regions(self) -> list[int] | None:
+        """The region that each key's object lies in; None where all lie in region 0."""
+        if not _has_regions(self._attachment.handle):  # a share of an object in one would keep it there
+            return None
+        found = self._words()[:, 3] >> 16 & 0xFFFF
+        return found.tolist() if found.any() else None
+
+    def _lost(self) -> set[int]:
+        """The indices of objects in regions that do not live any more."""
+        regions = self._regions() if self._open else None
+        if regions is None:
+            return set()
+        lives = {region: self._attachment.regions.lives(region) for region in {*regions} - {0}}
+        return {i for i, region in enumerate(regions) if region and not lives[region]}
+
+    def _device_tensors(self, layouts: list[Layout | None], regions: list[int]) -> list[Any]:
+        """Of the objects that have a layout here; None of others, and of what is lost."""
+        attachment, starts = self._attachment, self._words()[:, 0].tolist()
+        attachment.check_open()
+        if self._device_loan is None:
+            self._device_loan = DeviceLoan()
+        loan, flat = self._device_loan, dict[int, Any]()
+        for region in {*regions} - {0}:
+            there = attachment.regions.mapped(region, write=self._writable())
+            if there is not None:  # lent at once: to open the next one closes what is lost and not lent
+                flat[region] = loan.flat(there)
+        return [
+            layout.tensors_over(flat[region][start : start + layout.nbytes]) if layout and region in flat else None
+            for layout, region, start in zip(layouts, regions, starts, strict=True)
+        ]
+
+    def _devices(self) -> list[Device]:
+        """Those whose streams may be using tensors made from this batch."""
+        if self._device_loan is None or self._attachment.forked:
+            return []
+        return self._device_loan.devices()
+
     def _words(self) -> npt.NDArray[np.uint64]:
-        """One row a ``struct sc_ref``: offset, nbytes, slot and generation, and layout below temporary and status."""
+        """One row a ``struct sc_ref``: offset, nbytes, slot and generation, and layout below region, temporary and
+        status."""
         return np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, 4)
 
 
@@ -125,7 +223,8 @@ class ReadBatch(_Batch):
     """Objects that this process reads in place; each OK one carries a held share until :meth:`release`.
 
     A context manager that releases. A batch that is dropped gives its shares back as soon as nothing made from
-    it is alive.
+    it is alive; where CUDA tensors were made from it, that waits for the current stream of the thread in which the last
+    of them dies: release what other streams read.
     """
 
     __slots__ = ()
@@ -133,27 +232,64 @@ class ReadBatch(_Batch):
     @property
     def hits(self) -> int:
         """How many leading keys are OK."""
-        if self._ok == len(self):
+        lost = self._lost()
+        if self._ok == len(self) and not lost:
             return self._ok
-        return next(i for i, code in enumerate(codes_of(self._refs)) if code)
+        return next(i for i, code in enumerate(codes_of(self._refs)) if code or i in lost)
 
     def release(self) -> None:
         """Gives the shares back and makes the views unusable. Again: nothing.
 
-        ViewInUseError while a tensor, an array or a slice of a view is alive; then the shares are kept.
+        ViewInUseError while a tensor, an array or a slice of a view is alive; then the shares are kept. Where device
+        memory was read, this first waits for the calling thread's current stream there; :meth:`release_after` waits for
+        nothing.
         """
         with self._attachment.lock:  # nobody borrows meanwhile
             if not self._open:
                 return
-            if self._loan is not None:
-                if self._loan.in_use() or not self._loan.end():
-                    raise errors.ViewInUseError(
-                        f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is "
-                        "still alive, so its shares are kept; drop it (del), then release again"
-                    )
-                self._loan = None
+            self._end_loans()
             self._open = False
-        _sc_release(self._attachment.handle, self._refs, self._packed[3])
+            loan, self._device_loan = self._device_loan, None
+        if loan is None:
+            _sc_release(self._attachment.handle, self._refs, self._packed[3])
+        else:
+            _give_back(self._attachment, loan, self._refs, self._packed[3])
+
+    def release_after(self, stream: Any) -> None:
+        """The same once ``stream`` has done all that it was given until now: it returns at once. For copies from the
+        views of a pinned arena (:meth:`Cache.pin`), and for kernels that read device memory.
+
+        ``stream``: a ``torch.cuda.Stream``, anything with ``cuda_stream`` or ``__cuda_stream__``, or its handle as int;
+        TypeError for others. ViewInUseError as with :meth:`release`: drop the tensors first, the stream goes on with
+        their memory. DeviceError where the driver cannot record an event; then the shares are kept. The shares go back
+        at the next call of the cache, or a thread of this process sees to it; ``close`` waits for them.
+        """
+        attachment = self._attachment
+        with attachment.lock:
+            if not self._open:
+                return
+            attachment.check_open()
+            event = event_in(attachment.regions.driver, stream)
+            try:
+                self._end_loans()
+            except errors.ViewInUseError:
+                event.destroy()
+                raise
+            self._open = False
+            loan, self._device_loan = self._device_loan, None  # which keeps the region open until then
+            attachment.later.add(event, partial(_release_late, loan, attachment.handle, self._refs, self._packed[3]))
+
+    def _end_loans(self) -> None:
+        """ViewInUseError, and nothing is done, while something made from this batch is alive."""
+        far = self._device_loan
+        if (far is not None and far.in_use()) or (
+            self._loan is not None and (self._loan.in_use() or not self._loan.end())
+        ):
+            raise errors.ViewInUseError(
+                f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is "
+                "still alive, so its shares are kept; drop it (del), then release again"
+            )
+        self._loan = None
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +305,8 @@ class ReadBatch(_Batch):
         except errors.ViewInUseError:
             # The error in flight is what the caller must see; the shares go back when its frames are gone.
             self._hand_over()
+        except errors.DeviceError:
+            return  # the same: perhaps it is the one that broke the stream; the shares are back
 
     def __del__(self) -> None:
         if self._open and not sys.is_finalizing():
@@ -177,11 +315,10 @@ class ReadBatch(_Batch):
     def _hand_over(self) -> None:
         """Lets the shares go back as soon as nothing made from this batch is alive."""
         self._open = False
-        loan, self._loan = self._loan, None
-        if loan is None:
-            lib.sc_release(self._attachment.handle, self._refs, self._packed[3])
-        else:
-            loan.when_over(lib.sc_release, self._attachment.handle, self._refs, self._packed[3])
+        loans = [loan for loan in (self._loan, self._device_loan) if loan is not None]
+        heir = None if self._device_loan is None else self._device_loan.heir()
+        self._loan = self._device_loan = None
+        _when_over(loans, partial(_give_back, self._attachment, heir, self._refs, self._packed[3]))
 
     def _writable(self) -> bool:
         return False
@@ -193,6 +330,9 @@ class WriteBatch(_Batch):
     A context manager that publishes what is still reserved, or aborts on an exception. A batch that is dropped
     unfinished is aborted, with a ResourceWarning. After publishing, the views raise ValueError; arrays and
     tensors cannot be taken back, and must not be written to any more.
+
+    Where CUDA tensors were made from it, to publish or abort first waits for the calling thread's current stream on
+    their device: what other streams write must have been waited for.
     """
 
     __slots__ = ("_lock",)
@@ -225,6 +365,7 @@ class WriteBatch(_Batch):
 
     def abort(self) -> list[Status]:
         """Gives what was reserved back. One status a key, as with :meth:`publish`."""
+        self._abandon_tensors()
         return statuses(
             self._finish(lambda codes: lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), codes))
         )
@@ -245,6 +386,7 @@ class WriteBatch(_Batch):
     def __del__(self) -> None:
         if not self._open or self._ok == 0 or sys.is_finalizing():
             return  # a process that ends leaves nothing
+        self._abandon_tensors()
         aborted = lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), ffi.NULL)
         if aborted > 0:
             warnings.warn(
@@ -255,7 +397,13 @@ class WriteBatch(_Batch):
                 source=self,
             )
 
+    def _abandon_tensors(self) -> None:
+        """What a stream still writes must not become another object's. A broken context runs nothing any more."""
+        with suppress(errors.DeviceError):
+            complete_streams(self._devices())
+
     def _publish(self, ranks: int, *, tell: bool = True) -> list[Status]:
+        complete_streams(self._devices())
         codes = self._finish(lambda codes: lib.sc_publish(self._attachment.handle, self._refs, len(self), ranks, codes))
         if tell and self._attachment.listeners:
             self._attachment.tell(self.keys, codes)
@@ -271,6 +419,7 @@ class WriteBatch(_Batch):
             self._check_unfinished()
             self._attachment.check(how(codes))
             self._open = False
+        self._device_loan = None
         if self._loan is not None:
             self._loan.end()
             self._loan = None

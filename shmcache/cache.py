@@ -67,6 +67,8 @@ class Cache:
         self._attachment = attachment
         self._handle = attachment.handle
         self._check = attachment.check
+        self._later = attachment.later
+        self._waiting = attachment.later.waiting
 
     def __repr__(self) -> str:
         who = "" if self.group is None else f" group={self.group!r} rank={self.rank} of {self.world_size}"
@@ -79,14 +81,16 @@ class Cache:
         keys: Keys,
         layout: LayoutLike | Sequence[LayoutLike],
         *,
-        region: str | None = None,
+        region: str | int | None = None,
         writers: int = 1,
         temporary: bool = False,
     ) -> WriteBatch:
         """Memory for objects of these keys, evicting what is worth least where there is no room.
 
         ``layout``: a :class:`Layout`, or bytes an object as int, or one of these a key. ``temporary``: the
-        objects are freed when their last share is released. ``region``: None; this version has region 0 only.
+        objects are freed when their last share is released. ``region``: where they are to lie: None or 0 for host
+        memory, the number of a region of device memory, or "cuda:0" for a region on that device, this process's own
+        first; ValueError or DeviceError where there is none (:meth:`add_region`).
 
         ``writers``: so many lanes of this group fill each object together, each its own part. Each of them calls this
         with the same arguments and gets the same memory, and publishes (or finishes) when its part is done; the last
@@ -94,23 +98,37 @@ class Cache:
         aborts, closes or dies before its part is done nobody publishes: the key is free again, the memory when no
         other writer fills it any more, and their publish says NOT_OWNER or NOT_FOUND. TypeError unless int (not
         bool), ValueError unless 1 <= writers <= world_size; GroupError where another of the group writes a key with
-        other ``writers``, ``layout`` or ``temporary``, and then nothing stays reserved.
+        other ``writers``, ``layout``, ``region`` or ``temporary``, and then nothing stays reserved.
 
         Status of a key: OK; EXISTS; IN_FLIGHT (it is being written, or this lane has its part in it already);
-        NO_SPACE (every run of blocks of that length is being written or has shares; then nothing was evicted).
+        NO_SPACE (every run of blocks of that length is being written or has shares; then nothing was evicted); LOST
+        (the region's owner is gone, or somebody has a share of an object of that key which was lost).
         ArenaSpaceError where the kernel has no memory for blocks that were never used before; then nothing stays
         reserved.
         """
+        if self._waiting:
+            self._later.poll()
         packed = pack(keys)
         n = packed[3]
-        _check_only("region", region, None)
+        number = 0 if region is None else self._region(region)
         writers = check_writers(writers, self.world_size)
         check_bool(temporary, "temporary")
         nbytes, layouts, each = self._demand(layout, n)
         refs = ffi.new(_REFS, n)
         batch = WriteBatch(self._attachment, packed, refs, n)  # before the memory: whatever is raised, it aborts
         ok = lib.sc_reserve_write(
-            self._handle, _data(packed), packed[1], _ends(packed), n, nbytes, layouts, each, temporary, writers, refs
+            self._handle,
+            _data(packed),
+            packed[1],
+            _ends(packed),
+            n,
+            nbytes,
+            layouts,
+            each,
+            number,
+            temporary,
+            writers,
+            refs,
         )
         batch.found(max(ok, 0))
         if ok == lib.SC_E_UNLIKE:
@@ -118,7 +136,7 @@ class Cache:
             raise errors.GroupError(
                 f"arena {self.name!r}: another rank of group {self.group!r} is writing key {key.hex()} with other "
                 f"terms than writers={writers} and this layout; let all writers of a key state the same writers, "
-                "layout and temporary"
+                "layout, region and temporary"
             )
         self._check(ok)
         return batch
@@ -137,11 +155,16 @@ class Cache:
 
     def abort_write(self, keys: Keys) -> list[Status]:
         """Gives back what this lane reserved: OK, NOT_FOUND, NOT_OWNER, or EXISTS (published already)."""
+        self._attachment.check_open()
+        with suppress(errors.DeviceError):  # a broken context writes nothing any more
+            self._attachment.regions.complete_writes()
         return self._each(lib.sc_abort_write, keys)
 
     def put(self, key: BytesLike, data: Any) -> Status:
         """Copies ``data`` (a contiguous buffer of at least one byte) in and publishes it: OK, EXISTS, IN_FLIGHT
         or NO_SPACE. ArenaSpaceError as with :meth:`reserve_write`."""
+        if self._waiting:
+            self._later.poll()
         packed = pack([key])
         try:
             source = data if type(data) is bytes else ffi.from_buffer("char[]", data)
@@ -162,16 +185,18 @@ class Cache:
 
     def lookup(self, keys: Keys) -> int:
         """How many leading keys are readable now."""
+        if self._waiting:
+            self._later.poll()
         packed = pack(keys)
         return self._check(lib.sc_lookup(self._handle, _data(packed), packed[1], _ends(packed), packed[3]))
 
     def status(self, keys: Keys) -> list[Status]:
-        """OK, IN_FLIGHT or NOT_FOUND."""
+        """OK, IN_FLIGHT, NOT_FOUND, or LOST: the owner of the region that it lies in is gone."""
         return self._each(lib.sc_get_status, keys)
 
     def reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
-        """Grants one reserved share each to ranks 0 to ``extra_count`` of this group: OK, NOT_FOUND, IN_FLIGHT, or
-        NO_SHARE where a rank has 65,535 of that object already. ``extra_count`` is checked as in
+        """Grants one reserved share each to ranks 0 to ``extra_count`` of this group: OK, NOT_FOUND, IN_FLIGHT, LOST,
+        or NO_SHARE where a rank has 65,535 of that object already. ``extra_count`` is checked as in
         :meth:`finish_write_and_reserve_read`."""
         return self._each(lib.sc_reserve_read, keys, check_extra_count(extra_count, self.world_size) + 1)
 
@@ -180,9 +205,12 @@ class Cache:
 
         ``prefix``: stop at the first miss; the keys behind it are NOT_FOUND without a look. ``wait_s``: how long
         to wait for keys that are being written (IN_FLIGHT); a writer that dies meanwhile is noticed at once, and a
-        key that nobody writes is not waited for. Status of a key: OK, NOT_FOUND, IN_FLIGHT, or NO_SHARE (this
-        lane holds 16,383 shares of it).
+        key that nobody writes is not waited for. Status of a key: OK, NOT_FOUND, IN_FLIGHT, NO_SHARE (this
+        lane holds 16,383 shares of it), or LOST (the owner of the region that it lies in is gone; a share that was
+        reserved for this lane is given back).
         """
+        if self._waiting:
+            self._later.poll()
         packed = pack(keys)
         n = packed[3]
         if prefix is not False:
@@ -220,16 +248,21 @@ class Cache:
         check_bool(force, "force")
         return self._each(lib.sc_delete, keys, force)
 
-    def evict(self, nbytes: int) -> int:
-        """Evicts what is worth least until ``nbytes`` of blocks are free again, or nothing more can go: bytes freed."""
+    def evict(self, nbytes: int, *, region: str | int | None = None) -> int:
+        """Evicts what is worth least in a region (as in :meth:`reserve_write`; by default host memory) until ``nbytes``
+        of blocks are free again, or nothing more can go: bytes freed."""
         if isinstance(nbytes, bool) or not isinstance(nbytes, int):
             raise TypeError(f"nbytes: expected int, got {shown(nbytes)}")
         if not 0 <= nbytes < 2**63:
             raise ValueError(f"nbytes: expected 0 or more, got {shown(nbytes)}")
-        return self._check(lib.sc_evict(self._handle, nbytes))
+        if self._waiting:
+            self._later.poll()
+        return self._check(lib.sc_evict(self._handle, 0 if region is None else self._region(region), nbytes))
 
     def clear(self) -> int:
         """Deletes all objects that are not locked: how many."""
+        if self._waiting:
+            self._later.poll()
         return self._check(lib.sc_clear(self._handle))
 
     def reap(self) -> ReapReport:
@@ -245,6 +278,52 @@ class Cache:
         findings = self._check(lib.sc_verify(self._handle, report, _REPORT_BYTES))
         lines = ffi.string(report).decode("utf-8", "replace").splitlines()
         return [*lines, f"and {findings - len(lines)} more"] if findings > len(lines) else lines
+
+    # Device memory
+
+    def add_region(self, device: str, capacity: int | str) -> int:
+        """Allocates a region of device memory for objects, which every process of this host can read in place: its
+        number.
+
+        ``device``: "cuda:0" or the like, as this process numbers them. ``capacity``: payload bytes as int or text like
+        "4GiB", a multiple of the block size there: the arena's, or as many times twice of it as leaves no more blocks
+        than the arena has in host memory; ValueError says which. It is one plain allocation (cuMemAlloc), exported by
+        CUDA IPC. This process owns it: with its end, with :meth:`close` or :meth:`remove_region` the objects are LOST.
+
+        Needs cuda-bindings (extra ``cuda``): DeviceError without it, without such a device, where the device has no
+        room or cannot export memory, or where the arena has no more numbers (``ArenaConfig(regions=...)``).
+        """
+        with self._attachment.lock:
+            self._attachment.check_open()
+            return self._attachment.regions.add(device, capacity)
+
+    def remove_region(self, region: int) -> None:
+        """Gives up a region that this process has added: its objects are LOST, the memory is free.
+
+        ViewInUseError while tensors in it are alive in this process; ValueError where it is not this process's. While
+        another process has tensors in it the memory stays allocated, after 2 s of waiting and with a RuntimeWarning.
+        """
+        with self._attachment.lock:
+            self._attachment.check_open()
+            self._later.waits()  # a stream that has passed keeps nothing
+            self._attachment.regions.remove(region)
+
+    def open_region(self, region: str | int) -> None:
+        """Opens a region here and now, instead of at the first ``tensors()``, and copies a pattern out of it:
+        DeviceError where this process cannot read it, and why. To be called when a worker starts."""
+        with self._attachment.lock:
+            self._attachment.check_open()
+            regions = self._attachment.regions
+            number = regions.number_of(region)
+            if number == 0:
+                raise ValueError(f"region: expected one of device memory, got {shown(region)}")
+            if regions.mapped(number) is None:
+                raise errors.DeviceError(f"arena {self.name!r}: the owner of region {region} is gone; add it again")
+
+    def _region(self, region: str | int) -> int:
+        with self._attachment.lock:
+            self._attachment.check_open()
+            return self._attachment.regions.number_of(region)
 
     # Page-locked for a GPU
 
@@ -305,7 +384,7 @@ class Cache:
         if attachment is None or attachment.closed or sys.is_finalizing():
             return
         try:
-            attachment.close()
+            attachment.close(wait=False)  # perhaps this is the thread that looks at the streams
         except errors.ShmcacheError:
             attachment.keep()
         if not attachment.forked:
@@ -328,6 +407,8 @@ class Cache:
         return batch
 
     def _finish_write(self, keys: Keys, ranks: int) -> list[Status]:
+        self._attachment.check_open()
+        self._attachment.regions.complete_writes()
         packed = pack(keys)
         codes, _ = self._call(lib.sc_finish_write, packed, ranks)
         found = ffi.buffer(codes)[:]
@@ -336,6 +417,8 @@ class Cache:
         return statuses(found)
 
     def _reap(self, *, wait: bool) -> ReapReport:
+        if self._waiting:
+            self._later.poll()
         found = ffi.new("struct sc_reaped *")
         self._check(lib.sc_reap(self._handle, wait, found))
         return ReapReport(found.lanes, found.shares, found.writes, bool(found.lock))
@@ -347,6 +430,8 @@ class Cache:
 
     def _call(self, function: Any, packed: Packed, *args: int) -> tuple[Any, int]:
         """The code of each key, and how many are OK."""
+        if self._waiting:
+            self._later.poll()
         codes = new(_CODES, packed[3])
         ok = function(self._handle, _data(packed), packed[1], _ends(packed), packed[3], *args, codes)
         return codes, self._check(ok)
@@ -392,11 +477,6 @@ class Cache:
         if not 1 <= layout <= MAX_NBYTES:
             raise ValueError(f"layout: expected 1 to 2**48 bytes an object, got {shown(layout)}")
         return layout, 0
-
-
-def _check_only(what: str, value: object, only: object) -> None:
-    if value != only or isinstance(value, bool):
-        raise ValueError(f"{what}: expected {only}, the only one that this version has, got {shown(value)}")
 
 
 def _check_wait(wait_s: float) -> None:

@@ -11,6 +11,8 @@ MIN_BLOCK_SIZE: Final = 4096  #: bytes; a page
 MAX_BLOCK_SIZE: Final = 2**30  #: bytes
 MAX_SLOTS: Final = 2**20
 MAX_LANES: Final = 256
+MAX_REGIONS: Final = 31  #: of device memory
+DEFAULT_REGIONS: Final = 8
 MAX_FINGERPRINT: Final = 256  #: bytes of UTF-8
 MIN_SECONDS: Final = 1e-6
 MAX_SECONDS: Final = 1e9  #: about 31 years; as nanoseconds it fits 64 bits with room for a clock
@@ -118,6 +120,7 @@ class ArenaConfig:
     block_size: int  #: bytes; a power of two, 4 KiB to 1 GiB
     slots: int  #: objects at most, 1 to 2**20; by default capacity / block_size
     lanes: int  #: processes at most, 1 to 256
+    regions: int  #: of device memory at a time, 0 to 31; each costs 4 bytes of metadata a block
     fingerprint: str  #: model, dtype, layout version; at most 256 bytes of UTF-8, no NUL
     read_lease_s: float  #: a reserved share unclaimed for so long may be revoked
     write_lease_s: float  #: a writer stuck for so long loses its key
@@ -132,6 +135,7 @@ class ArenaConfig:
         block_size: int | str = "64KiB",
         slots: int | None = None,
         lanes: int = 64,
+        regions: int | None = None,
         fingerprint: str = "",
         read_lease_s: float = 300.0,
         write_lease_s: float = 600.0,
@@ -146,6 +150,7 @@ class ArenaConfig:
             "block_size": block_bytes,
             "slots": default_slots if slots is None else _check_int(slots, "slots", MAX_SLOTS),
             "lanes": _check_int(lanes, "lanes", MAX_LANES),
+            "regions": _check_regions(regions, capacity_bytes // block_bytes),
             "fingerprint": check_fingerprint(fingerprint),
             "read_lease_s": _check_seconds(read_lease_s, "read_lease_s"),
             "write_lease_s": _check_seconds(write_lease_s, "write_lease_s"),
@@ -191,6 +196,18 @@ def _check_capacity(value: int | str, block_size: int) -> int:
             "a larger block_size allows more"
         )
     return size
+
+
+def _check_regions(value: int | None, blocks: int) -> int:
+    """None: 8, or as many as so small blocks allow. The blocks of all regions are numbered with 32 bits."""
+    most = min(MAX_REGIONS, (2**32 - 1) // blocks - 1)
+    if value is None:
+        return min(DEFAULT_REGIONS, most)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"regions: expected int, got {shown(value)}")
+    if not 0 <= value <= most:
+        raise ValueError(f"regions: expected 0 to {most} with {blocks} blocks, got {shown(value)}")
+    return int(value)
 
 
 def _check_int(value: int, what: str, most: int) -> int:

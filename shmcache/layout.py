@@ -173,6 +173,13 @@ class Layout:
         tensors = tuple(map(_tensor, arrays, self.specs))
         return tensors[0] if len(tensors) == 1 else tensors
 
+    def tensors_over(self, memory: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The same over device memory: ``memory`` is one-dimensional, uint8, the bytes of one object."""
+        tensors = tuple(
+            memory[s.offset : s.offset + s.nbytes].view(_torch_dtype(s.dtype)).view(s.shape) for s in self.specs
+        )
+        return tensors[0] if len(tensors) == 1 else tensors
+
     def _check(self, buffer: npt.NDArray[np.uint8], start: int) -> None:
         if not isinstance(buffer, np.ndarray):
             raise TypeError(f"buffer: expected a numpy array, got {type(buffer).__name__}")
@@ -210,12 +217,16 @@ def _tensor(array: Array, spec: TensorSpec) -> torch.Tensor:
     import torch  # noqa: PLC0415 - optional and slow to import, so only where somebody asks for tensors
 
     tensor = torch.from_numpy(array)
-    if _DTYPES[spec.dtype].same:
-        return tensor
-    dtype = getattr(torch, spec.dtype, None)
+    return tensor if _DTYPES[spec.dtype].same else tensor.view(_torch_dtype(spec.dtype))
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch  # noqa: PLC0415 - as above
+
+    dtype: torch.dtype | None = getattr(torch, name, None)
     if dtype is None:
-        raise TypeError(f"torch {torch.__version__} has no dtype {spec.dtype}; a later one is needed")
-    return tensor.view(dtype)
+        raise TypeError(f"torch {torch.__version__} has no dtype {name}; a later one is needed")
+    return dtype
 
 
 def _aligned(offset: int) -> int:

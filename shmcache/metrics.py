@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin, get_t
 from shmcache.arena import arenas, inspect
 from shmcache.config import check_name
 from shmcache.errors import ArenaNotFoundError, ShmcacheError
-from shmcache.stats import BUCKETS_S, ArenaInfo, Counters, Gauges, Histogram, Histograms, LaneInfo, Stats
+from shmcache.stats import BUCKETS_S, ArenaInfo, Counters, Gauges, Histogram, Histograms, LaneInfo, RegionInfo, Stats
 
 try:
     from prometheus_client import registry
@@ -36,6 +36,8 @@ _Rows: TypeAlias = "Callable[[ArenaInfo], Iterable[_Row]]"
 
 _LANE_STATES: Final = ("alive", "stopped", "dead")
 _LANE_LABELS: Final = ("lane", "group", "rank")
+_REGION_STATES: Final = ("live", "lost")
+_REGION_LABELS: Final = ("region", "uuid")
 
 
 class Collector(registry.Collector):
@@ -126,6 +128,8 @@ _TEXTS: Final = {
     **_texts("stats.gauges.", Gauges),
     **_texts("stats.histograms.", Histograms),
     **_texts("lane.", LaneInfo),
+    **_texts("lane.gauges.", Gauges),
+    **_texts("region.", RegionInfo),
 }
 
 
@@ -158,10 +162,11 @@ def _histogram(field: str) -> _Family:
 
 
 def _lane_field(name: str, field: str) -> _Family:
-    """One number a lane, where the lane has it."""
+    """One number a lane, found by its path from a LaneInfo, where the lane has it."""
+    number_of = attrgetter(field)
 
     def rows(info: ArenaInfo) -> list[_Row]:
-        found = ((_lane_labels(lane), getattr(lane, field)) for lane in _owned(info))
+        found = ((_lane_labels(lane), number_of(lane)) for lane in _owned(info))
         return [(labels, number) for labels, number in found if number is not None]
 
     return _gauge(name, _TEXTS[f"lane.{field}"], rows, *_LANE_LABELS)
@@ -192,6 +197,31 @@ def _lane_states(info: ArenaInfo) -> list[_Row]:
         for lane in _owned(info)
         for state in _LANE_STATES
     ]
+
+
+def _region_field(name: str, field: str) -> _Family:
+    """One number a region of device memory."""
+
+    def rows(info: ArenaInfo) -> list[_Row]:
+        return [(_region_labels(region), getattr(region, field)) for region in info.regions]
+
+    return _gauge(name, f"of a region of device memory: {_TEXTS[f'region.{field}']}", rows, *_REGION_LABELS)
+
+
+def _region_labels(region: RegionInfo) -> tuple[str, str]:
+    return str(region.number), _printable(region.uuid)
+
+
+def _region_states(info: ArenaInfo) -> list[_Row]:
+    return [
+        ((*_region_labels(region), state), int(state == region.state))
+        for region in info.regions
+        for state in _REGION_STATES
+    ]
+
+
+def _region_openers(info: ArenaInfo) -> list[_Row]:
+    return [(_region_labels(region), len(region.opened)) for region in info.regions]
 
 
 def _lock(info: ArenaInfo) -> list[_Row]:
@@ -248,6 +278,19 @@ _FAMILIES: Final = (
     _lane_field("lane_held_bytes", "held_bytes"),
     _lane_field("lane_oldest_held_timestamp_seconds", "oldest_held"),
     _lane_field("lane_writing_objects", "writing"),
+    _lane_field("lane_pinned_bytes", "gauges.pinned_bytes"),
+    _field("region_limit", "region_limit"),
+    _region_field("region_capacity_bytes", "capacity"),
+    _region_field("region_used_bytes", "used_bytes"),
+    _region_field("region_block_size_bytes", "block_size"),
+    _gauge(
+        "region_state",
+        "1 for the state that the region of device memory is in; lost: its owner is gone, and its objects with it",
+        _region_states,
+        *_REGION_LABELS,
+        "state",
+    ),
+    _gauge("region_openers", f"how many they are: {_TEXTS['region.opened']}", _region_openers, *_REGION_LABELS),
     *(_field(name, f"stats.counters.{name}", CounterMetricFamily) for name in Counters.__slots__),
     *(_field(name, f"stats.gauges.{name}") for name in Gauges.__slots__),
     *map(_histogram, Histograms.__slots__),

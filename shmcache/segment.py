@@ -155,6 +155,7 @@ def _describe(config: ArenaConfig) -> Any:
     described.block_size = config.block_size
     described.slots = config.slots
     described.lanes = config.lanes
+    described.regions = config.regions
     described.read_lease_us = round(config.read_lease_s * 1e6)
     described.write_lease_us = round(config.write_lease_s * 1e6)
     described.lock_timeout_us = round(config.lock_timeout_s * 1e6)

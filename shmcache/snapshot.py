@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from functools import reduce
 from itertools import count, takewhile
@@ -20,12 +21,14 @@ from shmcache.stats import (
     LaneInfo,
     LockInfo,
     ObjectInfo,
+    RegionInfo,
     ShareInfo,
     Stats,
 )
 
 _ROLES = {0: "free", 1: "private", 2: "rank", 3: "controller"}
 _STATES = {1: "alive", 2: "dead", 3: "vacant"}
+_REGION_STATES = {1: "live", 2: "lost"}
 _STANDINGS = {
     lib.SC_IDLE: "ready",
     lib.SC_KEPT_RESERVED: "reserved",
@@ -73,6 +76,8 @@ def arena_info(name: str, path: str, handle: Handle, fd: int, *, objects: bool, 
         lock=_lock(handle, info),
         stats=_stats(info, census, lanes, fd),
         lanes=lanes,
+        regions=regions(handle, info.regions),
+        region_limit=info.regions,
         objects=_objects(found[0:n], now) if objects else None,
         shares=_shares(handle, found[0:n], len(lanes), now) if shares else None,
     )
@@ -164,6 +169,33 @@ def _lane(handle: Handle, index: int, has: Any, now: float) -> LaneInfo:
     )
 
 
+def regions(handle: Handle, limit: int) -> tuple[RegionInfo, ...]:
+    """The regions of device memory that there are. An entry that contradicts itself is none: ``verify`` tells."""
+    info = ffi.new("struct sc_region_info *")
+    found = ((number, lib.sc_get_region(handle, number, info)) for number in range(1, limit + 1))
+    return tuple(_region(number, info) for number, code in found if code == 0 and info.state)
+
+
+def _region(number: int, info: Any) -> RegionInfo:
+    return RegionInfo(
+        number=number,
+        state=_REGION_STATES[info.state],
+        owner=info.owner,
+        device=info.device,
+        uuid=device_uuid(bytes(info.uuid)),
+        capacity=info.blocks * info.block_size,
+        used_bytes=max(0, info.blocks - info.free_blocks) * info.block_size,
+        block_size=info.block_size,
+        incarnation=info.incarnation,
+        opened=tuple(lane for lane in range(64 * len(info.opened)) if info.opened[lane // 64] >> lane % 64 & 1),
+    )
+
+
+def device_uuid(raw: bytes) -> str:
+    """As ``nvidia-smi -L`` shows it."""
+    return f"GPU-{uuid.UUID(bytes=raw)}"
+
+
 def _list_objects(handle: Handle, slots: int) -> tuple[Any, int]:
     """The core's ``struct sc_object_info[]`` by slot, and how many. It must outlive what is taken from it."""
     found = ffi.new("struct sc_object_info[]", slots)
@@ -182,8 +214,9 @@ def _objects(listed: Any, now: float) -> tuple[ObjectInfo, ...]:
             owner=o.owner,
             reserved=o.reserved,
             held=o.held,
+            region=o.region,
         )
-        for o in sorted(listed, key=attrgetter("block"))
+        for o in sorted(listed, key=attrgetter("region", "block"))
     )
 
 
@@ -193,7 +226,9 @@ def _key(o: Any) -> bytes:
 
 def _shares(handle: Handle, listed: Any, lanes: int, now: float) -> tuple[ShareInfo, ...]:
     objects = {(o.slot, o.generation): o for o in listed}
-    found = [ShareInfo("writing", o.owner, _key(o), o.nbytes, 1, now - o.age_us / 1e6) for o in listed if o.writing]
+    found = [
+        ShareInfo("writing", o.owner, _key(o), o.nbytes, 1, now - o.age_us / 1e6, o.region) for o in listed if o.writing
+    ]
     shares = ffi.new("struct sc_share_info[]", max((o.slot for o in listed), default=0) + 1)
     for lane in range(lanes):
         for share in shares[0 : lib.sc_list_shares(handle, lane, shares, len(shares))]:
@@ -204,6 +239,6 @@ def _shares(handle: Handle, listed: Any, lanes: int, now: float) -> tuple[ShareI
 
 def _shares_of(lane: int, o: Any, share: Any, now: float) -> Iterator[ShareInfo]:
     if share.held:
-        yield ShareInfo("held", lane, _key(o), o.nbytes, share.held, now - share.held_us / 1e6)
+        yield ShareInfo("held", lane, _key(o), o.nbytes, share.held, now - share.held_us / 1e6, o.region)
     if share.reserved:
-        yield ShareInfo("reserved", lane, _key(o), o.nbytes, share.reserved, now - share.reserved_us / 1e6)
+        yield ShareInfo("reserved", lane, _key(o), o.nbytes, share.reserved, now - share.reserved_us / 1e6, o.region)

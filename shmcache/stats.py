@@ -135,7 +135,7 @@ class LaneInfo:
     rank: Annotated[int | None, "None for a controller"]
     world_size: Annotated[int, "how many ranks its group has"]
     incarnation: Annotated[int, "how often the lane was taken"]
-    pid: Annotated[int, "0 where nobody is there"]
+    pid: Annotated[int, "of who is there, or was last; 0 after a close"]
     command: Annotated[str, "the name of its process"]
     started: Annotated[float, "Unix time of the attach, seconds"]
     reserved: Annotated[int, "shares granted, not yet claimed"]
@@ -163,7 +163,7 @@ class LockInfo:
 class Stats:
     """Occupancy and counters of an arena."""
 
-    capacity: Annotated[int, "payload bytes that the arena has room for"]
+    capacity: Annotated[int, "payload bytes of host memory that the arena has room for"]
     block_size: Annotated[int, "bytes of a block, the unit in which payload is allocated"]
     used_bytes: Annotated[int, "payload bytes in blocks that objects occupy: ready + reserved + writing + held + dead"]
     resident_bytes: Annotated[int, "bytes of the segment that are allocated in memory, metadata included"]
@@ -202,13 +202,30 @@ class ObjectInfo:
 
     key: Annotated[bytes, "in JSON as hex"]
     nbytes: Annotated[int, "payload bytes"]
-    block: Annotated[int, "its first block"]
+    block: Annotated[int, "its first block, in its region"]
     blocks: Annotated[int, "how many it occupies"]
     standing: Annotated[str, "'held', 'writing', 'reserved', 'dead' (kept by the dead) or 'ready' (can be evicted)"]
     written: Annotated[float, "Unix time at which its memory was reserved, seconds"]
     owner: Annotated[int, "the lane that writes it, or wrote it"]
     reserved: Annotated[int, "shares of all lanes granted, not yet claimed"]
     held: Annotated[int, "shares of all lanes claimed, not yet given back"]
+    region: Annotated[int, "where it lies: 0 is host memory, others are regions of device memory"] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """One region of device memory."""
+
+    number: Annotated[int, "1 and up; 0 is host memory"]
+    state: Annotated[str, "'live', or 'lost' (its owner is gone, and somebody still has shares of objects in it)"]
+    owner: Annotated[int, "the lane whose process has allocated it"]
+    device: Annotated[int, "the owner's number of the device: cuda:<device>"]
+    uuid: Annotated[str, "of the device, as nvidia-smi -L shows it"]
+    capacity: Annotated[int, "payload bytes that it has room for"]
+    used_bytes: Annotated[int, "payload bytes in blocks that objects occupy"]
+    block_size: Annotated[int, "bytes of a block in it"]
+    opened: Annotated[tuple[int, ...], "the lanes whose processes have opened it, beside the owner's"] = ()
+    incarnation: Annotated[int, "of the owner's lane: in another one the owner is gone"] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +238,7 @@ class ShareInfo:
     nbytes: Annotated[int, "payload bytes of the object"]
     count: Annotated[int, "how many of that kind"]
     since: Annotated[float, "Unix time since which it holds it, of the last grant, or of the write's begin, seconds"]
+    region: Annotated[int, "where the object lies: 0 is host memory"] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +262,8 @@ class ArenaInfo:
     lock: Annotated[LockInfo | None, "None while nobody holds it"] = None
     stats: Annotated[Stats | None, "None where it cannot be read"] = None
     lanes: Annotated[tuple[LaneInfo, ...], "every lane that was ever taken, by index"] = ()
+    regions: Annotated[tuple[RegionInfo, ...], "of device memory, by number"] = ()
+    region_limit: Annotated[int, "regions of device memory at most"] = 0
     objects: Annotated[tuple[ObjectInfo, ...] | None, "by place; None unless inspect was asked for them"] = None
     shares: Annotated[tuple[ShareInfo, ...] | None, "longest first; None unless inspect was asked for them"] = None
 

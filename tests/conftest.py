@@ -8,7 +8,11 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import cuda_double
+import cuda_support
 import pytest
 from arena_support import Join
 
@@ -69,3 +73,18 @@ def hasty_switches() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture(params=cuda_support.KINDS)
+def gpus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """The double, and the real ones. To be named before the caches, which are closed with it."""
+    with cuda_support.gpus(request.param, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[cuda_double.Double]:
+    """For what only the double can be made to do. Nothing is left of its memory."""
+    with cuda_support.gpus("double", tmp_path) as found:
+        yield found.driver
+    assert cuda_double.allocations(tmp_path) == []

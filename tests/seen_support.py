@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.console import Console, RenderableType
+from rich.style import Style
 
 from shmcache.stats import (
     ArenaInfo,
@@ -23,6 +24,7 @@ from shmcache.stats import (
     LaneInfo,
     LockInfo,
     ObjectInfo,
+    RegionInfo,
     ShareInfo,
     Stats,
 )
@@ -52,6 +54,11 @@ def draw(what: RenderableType, width: int = PIPED_WIDTH, *, colour: bool = False
         force_terminal=colour,
         no_color=not colour,
     )
+    for cached in (
+        Style.parse,
+        Style._add,
+    ):  # rich's styles keep the codes of the terminal that they were first used on
+        cached.cache_clear()
     console.print(what)
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().split("\n")[:-1])
 
@@ -272,6 +279,76 @@ def hostile() -> ArenaInfo:
     """An arena all of whose texts are meant to do harm."""
     lanes = [lane(1, group=HOSTILE, command=HOSTILE, held=1, oldest_held=NOW - 9)]
     lanes += [lane(2, group=HOSTILE, command=HOSTILE, state="dead"), lane(3, stopped=True)]
-    shares = (ShareInfo("held", 1, HOSTILE.encode(errors="replace"), 10, 1, NOW - 9),)
+    shares: tuple[ShareInfo, ...] = (ShareInfo("held", 1, HOSTILE.encode(errors="replace"), 10, 1, NOW - 9),)
     shares += (ShareInfo("held", 99, b"of no lane", 10, 1, NOW + 100),)
-    return arena(HOSTILE, None, lanes, path=HOSTILE, fingerprint=HOSTILE, shares=shares)
+    regions = (region(1, uuid=HOSTILE, opened=(1, 200)), region(2, uuid=HOSTILE, state=HOSTILE, owner=99, capacity=0))
+    made = arena(HOSTILE, None, lanes, path=HOSTILE, fingerprint=HOSTILE, shares=shares)
+    return replace(made, regions=regions, region_limit=2)
+
+
+def region(number: int, **fields: Any) -> RegionInfo:
+    """1 GiB of the first GPU that lane 1 has allocated, a quarter of it used."""
+    made = RegionInfo(
+        number=number,
+        state="live",
+        owner=1,
+        device=0,
+        uuid=f"GPU-{number:08x}-84ba-6c97-c49f-cf006933a4ac",
+        capacity=2**30,
+        used_bytes=2**28,
+        block_size=65536,
+        incarnation=1,
+    )
+    return replace(made, **fields)
+
+
+def with_gpus() -> ArenaInfo:
+    """``busy``, with regions that are in use, empty, and lost in all ways, and with lanes that have page-locked it."""
+    regions = (
+        region(1, opened=(2, 3, 4), incarnation=2),
+        region(2, owner=3, device=1, used_bytes=0, capacity=24 * 2**30, block_size=2**20),
+        # its owner is dead, not yet reaped
+        region(3, owner=2, incarnation=5, device=2, state="lost", used_bytes=2**20, opened=(1,)),
+        # another is in its owner's lane by now
+        region(4, owner=0, state="lost", capacity=3 * 2**29, used_bytes=2**21),
+    )
+    made = busy()
+    pinned = {1: 512 * 2**20, 4: 2**20}
+    lanes = [replace(one, gauges=Gauges(pinned_bytes=pinned.get(one.index, 0))) for one in made.lanes]
+    lanes[0] = replace(lanes[0], incarnation=2)
+    shares = (
+        *(made.shares or ()),
+        ShareInfo("held", 1, b"on-the-gpu", 2**20, 1, NOW - 50, region=1),
+        ShareInfo("held", 4, b"lost", 2**20, 1, NOW - 40, region=4),
+        ShareInfo("writing", 3, b"new on the gpu", 2**20, 1, NOW - 3, region=2),
+    )
+    objects = (
+        *(made.objects or ()),
+        ObjectInfo(b"on-the-gpu", 2**20, 0, 16, "held", NOW - 100, 1, 0, 1, region=1),
+        ObjectInfo(b"ready-there", 2**28, 1024, 4096, "ready", NOW - 1000, 1, 0, 0, region=1),
+        ObjectInfo(b"new on the gpu", 2**20, 5, 1, "writing", NOW - 3, 3, 0, 0, region=2),
+        ObjectInfo(b"lost", 2**20, 100, 16, "held", NOW - 100, 0, 0, 1, region=4),
+        ObjectInfo(b"nowhere", 2**20, 0, 16, "held", NOW - 100, 0, 0, 1, region=7),
+    )
+    return replace(made, lanes=tuple(lanes), regions=regions, region_limit=8, shares=shares, objects=objects)
+
+
+def huge_gpus() -> ArenaInfo:
+    """``huge``, with as many and as large regions as there can be, open everywhere and in every second lane."""
+    regions = tuple(
+        region(
+            number,
+            owner=255 - number,
+            incarnation=2**32 - 1,
+            device=2**32 - 1,
+            uuid="GPU-" + "f" * 32,
+            state="live" if number % 2 else "lost",
+            capacity=2**31 * 2**50,
+            used_bytes=2**31 * 2**50 - 1,
+            block_size=2**50,
+            opened=tuple(range(0, 256, 1 + number % 2)),
+        )
+        for number in range(1, 32)
+    )
+    lanes = tuple(replace(one, gauges=Gauges(pinned_bytes=2**44)) for one in huge().lanes)
+    return replace(huge(), regions=regions, region_limit=31, lanes=lanes, objects=())

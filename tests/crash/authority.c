@@ -60,7 +60,7 @@ static bool holder_lives(const struct self *me, uint64_t word)
 static struct self self_of(const struct stepper *t)
 {
     struct self me = {.t = t, .lane = own_lane(t), .door = t->locks >> 63};
-    facts_read_at(&t->w->g, t->copy, &me.before);
+    facts_read_at(t->w, t->copy, &me.before);
     uint64_t lock = word_at(t->copy, offsetof(struct sc_header, lock));
     me.locked = lock && holder(lock) == me.lane && holder_lives(&me, lock);
     me.stealing = lock && !holder_lives(&me, lock);
@@ -213,6 +213,56 @@ static void check_share(const struct self *me, uint64_t at, struct report *r)
         deny(me, "a share word", at, r);
 }
 
+/* The table of region.h. */
+static bool region_transition(const struct self *me, uint32_t region, uint64_t was, uint64_t is)
+{
+    enum sc_region_kind from = sc_kind_of(was), to = sc_kind_of(is);
+    uint32_t owner = (uint32_t)(was >> 16 & 0xffff);
+    const struct region *r = &me->before.regions[region];
+    bool same = was >> 16 == is >> 16, others = others_lane(me->t, owner) && half_at(lane_of(me->t, owner), 0) == r->incarnation;
+    bool open = false;
+    for (uint32_t lane = 0; lane < LANES; lane++)
+        open = open || (r->opened >> lane & 1 && (lane == me->lane || others_lane(me->t, lane)));
+    bool used = false;
+    for (uint32_t slot = 0; slot < SLOTS; slot++)
+        used = used || (sc_state_of(me->before.slots[slot].state) != SC_FREE && me->before.slots[slot].region == region);
+    if (from == SC_REGION_NONE)
+        return to == SC_REGION_LIVE && is >> 32 == (was >> 32) + 1 && (is >> 16 & 0xffff) == me->lane;
+    if (from == SC_REGION_LIVE)
+        return to == SC_REGION_LOST && same && !others;
+    return to == SC_REGION_NONE && was >> 32 == is >> 32 && !used && !open;
+}
+
+static bool opened_change(const struct self *me, const struct region *r, uint64_t was, uint64_t is)
+{
+    bool good = true;
+    for (uint32_t lane = 0; lane < 64; lane++) {
+        bool dead = me->locked && lane != me->lane && !others_lane(me->t, lane);
+        bool none = me->locked && sc_kind_of(r->state) == SC_REGION_NONE;
+        if ((was ^ is) >> lane & 1)
+            good = good && (lane == me->lane || (was >> lane & 1 && (dead || none)));
+    }
+    return good;
+}
+
+static void check_region(const struct self *me, uint64_t at, struct report *r)
+{
+    uint64_t first = me->t->w->g.region_table, in = (at - first) % sizeof(struct sc_region);
+    uint32_t region = 1 + (uint32_t)((at - first) / sizeof(struct sc_region));
+    uint64_t was = word_at(me->t->copy, at), is = word_at(me->t->w->map, at);
+    const struct region *before = &me->before.regions[region];
+    if (in == offsetof(struct sc_region, opened)) {
+        if (!opened_change(me, before, was, is))
+            deny(me, "who has a region open", at, r);
+    } else if (!me->locked)
+        deny(me, "the region table", at, r);
+    else if (in == offsetof(struct sc_region, state)) {
+        if (!region_transition(me, region, was, is))
+            deny(me, "a region's state", at, r);
+    } else if (in != offsetof(struct sc_region, free_blocks) && sc_kind_of(before->state) != SC_REGION_NONE)
+        deny(me, "what is constant while there is a region", at, r);
+}
+
 static void check_payload(const struct self *me, uint64_t at, struct report *r)
 {
     const struct sc_geometry *g = &me->t->w->g;
@@ -234,10 +284,12 @@ static void check_change(const struct self *me, uint64_t at, struct report *r)
         check_header(me, at, r);
     else if (at < g->layout_table)
         check_lane(me, at, r);
-    else if (at < g->slot_table) {
+    else if (at < g->region_table) {
         if (!me->locked)
             deny(me, "the layout table", at, r);
-    } else if (at < g->scores)
+    } else if (at < g->slot_table)
+        check_region(me, at, r);
+    else if (at < g->scores)
         check_slot(me, at, r);
     else if (at < g->shares)
         return; /* scores: anybody's */

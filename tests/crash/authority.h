@@ -1,4 +1,4 @@
-/* authority.h - who may change what: each change of the stepped process beside the tables of layout.h, slot.h and share.h. */
+/* authority.h - who may change what: each change of the stepped process beside the tables of layout.h, slot.h, share.h and region.h. */
 #ifndef CRASH_AUTHORITY_H
 #define CRASH_AUTHORITY_H
 

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "check.h"
+#include "region_check.h"
 
 /* In these checks nobody waits: all timeouts are 0, so whoever takes the dead for living says SC_E_BUSY. */
 
@@ -77,7 +78,7 @@ static void check_key(const struct world *w, const struct expectation *e, const 
 {
     const char *when = reaped ? "after recovery" : "before recovery";
     if (status == SC_OK) {
-        int64_t version = ref ? content_version(w->map + w->g.payload + ref->offset, (uint32_t)key, ref->nbytes)
+        int64_t version = ref ? version_at(w, (uint32_t)key, ref)
                               : now->slot_of[key] < 0 ? -1 : now->slots[now->slot_of[key]].version;
         if (e->need[key] == ABSENT)
             found(r, "key %d %s: readable, and nobody published it", key, when);
@@ -87,9 +88,11 @@ static void check_key(const struct world *w, const struct expectation *e, const 
     } else if (status == SC_IN_FLIGHT) {
         if (!in_flight(e, now, key, reaped))
             found(r, "key %d %s: in flight, and no survivor writes it", key, when);
-    } else if (status != SC_NOT_FOUND) {
+    } else if (status == SC_LOST ? !lost(now, key) : status != SC_NOT_FOUND) {
         found(r, "key %d %s: status %d", key, when, status);
     }
+    if (status != SC_LOST && lost(now, key))
+        found(r, "key %d %s: status %d, and its region is lost", key, when, status);
     if (status != SC_OK && needed(e, now, key))
         found(r, "key %d %s: status %d, and it was READY and not being removed", key, when, status);
 }
@@ -109,6 +112,8 @@ static void check_statuses(struct world *w, const struct death *d, struct report
             found(r, "key %d before recovery: readable, and nobody published it", k);
         if (status[k] != SC_OK && d->e->need[k] == MUST)
             found(r, "key %d before recovery: status %d, and it was READY and not being removed", k, status[k]);
+        if ((status[k] == SC_LOST) != lost(&now, k))
+            found(r, "key %d before recovery: status %d, against its region", k, status[k]);
     }
 }
 
@@ -295,8 +300,9 @@ static void check_grants(struct world *w, const struct death *d, struct sc_segme
 /* What a recovery may not change, in one order. */
 struct essence {
     struct sc_slot slots[SLOTS];
+    struct sc_region regions[REGIONS];
     uint64_t shares[LANES][SLOTS], maps[2], lock, entries[64];
-    uint32_t owners[BLOCKS], counts[5];
+    uint32_t owners[ALL_BLOCKS], counts[5];
     struct { uint32_t incarnation, reaped, role, rank, world_size, group_bytes, pid; char group[SC_MAX_GROUP]; } lanes[LANES];
 };
 
@@ -314,7 +320,10 @@ static void essence_of(const struct sc_segment *s, struct essence *e)
     e->maps[0] = sc_peek(sc_slot_map(s));
     e->maps[1] = sc_peek(sc_block_map(s));
     e->lock = sc_peek(&h->lock);
-    for (uint32_t b = 0; b < BLOCKS; b++)
+    memcpy(e->regions, (const void *)sc_region(s, 1), sizeof e->regions);
+    for (uint32_t i = 0; i < REGIONS; i++)
+        sc_poke32(&e->regions[i].block_cursor, 0);
+    for (uint32_t b = 0; b < ALL_BLOCKS; b++)
         e->owners[b] = sc_block_used(s, b) ? sc_peek32(sc_owner(s, b)) : SC_NO_SLOT;
     uint32_t counts[] = {sc_peek32(&h->lane_limit), sc_peek32(&h->layouts), sc_peek32(&h->free_blocks), sc_peek32(&h->free_slots),
                          sc_peek32(&h->detached)};
@@ -371,13 +380,18 @@ static void spend_shares(struct world *w, struct sc_segment *s, struct report *r
     for (uint32_t slot = 0; slot < SLOTS; slot++) {
         uint64_t word = now.words[s->lane][slot], state = now.slots[slot].state;
         struct sc_ref ref = {.nbytes = now.slots[slot].nbytes, .slot = slot, .generation = sc_generation(state),
-                             .status = SC_OK};
+                             .region = (uint16_t)now.slots[slot].region, .status = SC_OK};
+        /* Of what is lost a reserved share is given back by who asks for it. */
+        bool lives = now.regions[now.slots[slot].region].lives;
         for (uint32_t i = 0; i < sc_reserved(word); i++) {
             struct sc_ref claimed;
-            if (do_read(s, (uint32_t)now.slots[slot].key, 0, &claimed) != SC_OK)
+            if (do_read(s, (uint32_t)now.slots[slot].key, 0, &claimed) != (lives ? SC_OK : SC_LOST))
                 found(r, "lane %u: its reserved share of slot %u cannot be claimed", s->lane, slot);
         }
-        for (uint32_t i = 0; i < sc_held(word) + sc_reserved(word); i++)
+        uint64_t rest = sc_load(sc_share(s, s->lane, slot));
+        if (!lives && sc_generation(rest) == sc_generation(state) && sc_reserved(rest))
+            found(r, "lane %u: it still has reserved shares of slot %u, which is lost", s->lane, slot);
+        for (uint32_t i = 0; i < sc_held(word) + (lives ? sc_reserved(word) : 0); i++)
             if (sc_release(s, &ref, 1) != 1)
                 found(r, "lane %u: its held share of slot %u cannot be given back", s->lane, slot);
         if (word && sc_release(s, &ref, 1) != 0)
@@ -396,6 +410,8 @@ static void finish_writes(struct world *w, struct sc_segment *s, struct report *
         struct sc_ref ref = {.nbytes = o->nbytes, .slot = slot, .generation = sc_generation(o->state), .status = SC_OK};
         bool last = o->writers == 1 || parts_done(&now, slot) + 1 >= o->writers;
         int status = do_publish(s, &ref, 0), expected = o->state & SC_DETACHED ? SC_NOT_OWNER : last ? SC_OK : SC_PART;
+        if (expected != SC_NOT_OWNER && !now.regions[o->region].lives)
+            expected = SC_LOST;
         if (status != expected)
             found(r, "lane %u: publishing its write in slot %u gives %d", s->lane, slot, status);
     }
@@ -436,7 +452,7 @@ static void fill(struct world *w, struct sc_segment *s, struct report *r)
     }
     for (uint32_t k = 0; k < SLOTS; k++) {
         struct sc_ref ref;
-        if (do_read(s, k, 0, &ref) != SC_OK || content_version(w->map + w->g.payload + ref.offset, k, ref.nbytes) != 9)
+        if (do_read(s, k, 0, &ref) != SC_OK || version_at(w, k, &ref) != 9)
             found(r, "filling: object %u is not there as written", k);
         else
             sc_release(s, &ref, 1);
@@ -461,6 +477,8 @@ static void check_reuse(struct world *w, struct report *r)
     if (sc_peek32(&sc_header(s)->free_blocks) != BLOCKS || sc_peek32(&sc_header(s)->free_slots) != SLOTS)
         found(r, "after clear %u blocks and %u slots are free", sc_peek32(&sc_header(s)->free_blocks),
               sc_peek32(&sc_header(s)->free_slots));
+    fill_regions(w, s, r);
+    sc_clear(s);
     fill(w, s, r);
     verify(s, "of the full arena", r);
 }
@@ -507,10 +525,12 @@ void check_death(struct world *w, const struct death *d, enum first first, struc
         reap(s, "after the death", r);
         verify(s, "after the death", r);
         check_shares_and_writes(w, d, &left, r);
+        check_regions(w, d, &left, r);
         read_all(w, d, s, true, r);
         check_layouts(s, r);
         check_second_recovery(s, r);
         survivors_go_on(w, d, r);
+        check_nothing_stays(w, "when survivors had gone on", r);
         verify(s, "when survivors had gone on", r);
     }
     check_reuse(w, r);

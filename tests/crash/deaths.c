@@ -1,6 +1,7 @@
 #include "deaths.h"
 
 #include "authority.h"
+#include "region_check.h"
 
 uint64_t hash_bytes(const uint8_t *bytes, uint64_t n)
 {
@@ -68,6 +69,7 @@ void rehearse(struct bench *b, const struct scene *scene, const struct op *op, s
     r->index_rebuilds = (after->index_seq - first.index_seq) / 2;
     if (!after->retired && scene->start->who[B].alive && sc_verify(&w->seats[B], text, sizeof text) != 0)
         found(&r->report, "undisturbed: %s", text);
+    check_nothing_stays(w, "undisturbed", &r->report);
 }
 
 static void complain(const struct stepper *t, const char *where, const struct report *from, struct report *to)

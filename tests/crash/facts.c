@@ -35,25 +35,51 @@ static void read_slot(const struct sc_geometry *g, const uint8_t *base, uint32_t
         return;
     o->key = key_in(r);
     o->block = sc_peek32(&r->block);
+    o->region = o->block / BLOCKS <= REGIONS ? (uint32_t)(o->block / BLOCKS) : 0;
     o->nbytes = sc_peek(&r->nbytes);
     o->writers = sc_peek32(&r->writers);
     o->lease_until_us = sc_peek(&r->lease_until_us);
     bool fits = o->block * BLOCK_BYTES + o->nbytes <= BLOCKS * BLOCK_BYTES && o->nbytes >= 16;
-    if (o->key >= 0 && fits)
+    if (o->key >= 0 && o->region)
+        o->version = device_version(o->block, o->nbytes, sc_generation(o->state));
+    else if (o->key >= 0 && fits)
         o->version = content_version(base + g->payload + o->block * BLOCK_BYTES, (uint32_t)o->key, o->nbytes);
     if (o->key >= 0 && !(o->state & SC_DETACHED))
         f->slot_of[o->key] = (int)slot;
 }
 
-void facts_read(const struct world *w, struct facts *f) { facts_read_at(&w->g, w->map, f); }
+void facts_read(const struct world *w, struct facts *f) { facts_read_at(w, w->map, f); }
 
-void facts_read_at(const struct sc_geometry *g, const uint8_t *base, struct facts *f)
+void facts_without(struct facts *f, const struct identity *who, enum seat but)
 {
+    f->regions[0].lives = true;
+    for (uint32_t region = 1; region <= REGIONS; region++) {
+        struct region *r = &f->regions[region];
+        r->lives = false;
+        for (int i = 0; i < SEATS; i++)
+            r->lives = r->lives || (sc_kind_of(r->state) == SC_REGION_LIVE && who[i].alive && i != (int)but &&
+                                    who[i].lane == (r->state >> 16 & 0xffff) && who[i].incarnation == r->incarnation);
+    }
+}
+
+static void read_region(const struct sc_geometry *g, const uint8_t *base, uint32_t region, struct facts *f)
+{
+    const struct sc_region *r = (const struct sc_region *)(base + g->region_table) + (region - 1);
+    f->regions[region] = (struct region){.state = sc_peek(&r->state), .seal = sc_peek(&r->seal), .opened = sc_peek(&r->opened[0]),
+                                         .incarnation = sc_peek32(&r->incarnation), .free_blocks = sc_peek32(&r->free_blocks)};
+}
+
+void facts_read_at(const struct world *w, const uint8_t *base, struct facts *f)
+{
+    const struct sc_geometry *g = &w->g;
     const struct sc_lane *lanes = (const struct sc_lane *)(base + g->lane_table);
     for (int k = 0; k < KEYS; k++)
         f->slot_of[k] = -1;
     for (uint32_t slot = 0; slot < SLOTS; slot++)
         read_slot(g, base, slot, f);
+    for (uint32_t region = 1; region <= REGIONS; region++)
+        read_region(g, base, region, f);
+    facts_without(f, w->who, SEATS);
     const struct sc_header *h = (const struct sc_header *)base;
     f->retired = sc_peek32(&h->retired);
     f->index_seq = sc_peek(&h->index_seq);
@@ -72,13 +98,19 @@ void facts_read_at(const struct sc_geometry *g, const uint8_t *base, struct fact
     }
 }
 
-bool readable(const struct facts *f, int key)
+bool has_object(const struct object *o)
 {
-    if (f->slot_of[key] < 0)
-        return false;
-    enum sc_state state = sc_state_of(f->slots[f->slot_of[key]].state);
-    return state == SC_READY || state == SC_EVICTING;
+    return sc_state_of(o->state) == SC_READY || sc_state_of(o->state) == SC_EVICTING;
 }
+
+static bool there(const struct facts *f, int key, bool lives)
+{
+    const struct object *o = f->slot_of[key] < 0 ? NULL : &f->slots[f->slot_of[key]];
+    return o && has_object(o) && f->regions[o->region].lives == lives;
+}
+
+bool readable(const struct facts *f, int key) { return there(f, key, true); }
+bool lost(const struct facts *f, int key) { return there(f, key, false); }
 
 bool together(const struct facts *f, uint32_t slot)
 {
@@ -128,6 +160,8 @@ void expect(const struct facts *before, const struct facts *after, const struct 
     memset(e, 0, sizeof *e);
     e->before = *before;
     e->after = *after;
+    facts_without(&e->before, who, but);
+    facts_without(&e->after, who, but);
     for (int i = 0; i < SEATS; i++)
         if (who[i].alive && i != (int)but)
             alive[who[i].lane] = true;
@@ -140,9 +174,9 @@ void expect(const struct facts *before, const struct facts *after, const struct 
         e->writes[slot][1] = survivors_write(after, slot, alive);
     }
     for (int k = 0; k < KEYS; k++) {
-        bool first = readable(before, k), last = readable(after, k);
-        e->versions[k][0] = version_of(before, k);
-        e->versions[k][1] = version_of(after, k);
+        bool first = readable(&e->before, k), last = readable(&e->after, k);
+        e->versions[k][0] = version_of(&e->before, k);
+        e->versions[k][1] = version_of(&e->after, k);
         e->need[k] = first && last && same_object(before, after, k) ? MUST : first || last ? MAY : ABSENT;
     }
 }

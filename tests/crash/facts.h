@@ -6,6 +6,7 @@
  *   READY before or after, not both    readable and whole, or not there
  *   a survivor's write                 still its own, as before or as after
  *   any other key                      not there
+ *   in a region whose owner does not live                          lost: there as long as a survivor has a share
  *   a share word of a survivor, or of a rank that has not come     as before or as after
  *   a share word of the dead           no share
  */
@@ -19,11 +20,18 @@ struct object {
     int key;               /* -1: none of ours */
     uint64_t block, nbytes, lease_until_us;
     int64_t version;       /* -1: not whole */
-    uint32_t writers;
+    uint32_t writers, region;
+};
+
+struct region {
+    uint64_t state, seal, opened;
+    uint32_t incarnation, free_blocks;
+    bool lives;                       /* nobody has given it up, and its owner lives */
 };
 
 struct facts {
     struct object slots[SLOTS];
+    struct region regions[REGIONS + 1]; /* 0: the host's */
     int slot_of[KEYS];                /* in any state but FREE or detached; -1: nowhere */
     uint64_t words[LANES][SLOTS];     /* share words of the slots' generations; 0: no share, no part in a write */
     uint64_t incarnations[LANES], reaped[LANES];
@@ -34,9 +42,14 @@ struct facts {
 };
 
 void facts_read(const struct world *w, struct facts *f);
-void facts_read_at(const struct sc_geometry *g, const uint8_t *base, struct facts *f);
+void facts_read_at(const struct world *w, const uint8_t *base, struct facts *f);
+/* Which regions live if `but` does not. */
+void facts_without(struct facts *f, const struct identity *who, enum seat but);
 /* EVICTING counts as READY: its evictor is dead, or lets a reader call it off. */
 bool readable(const struct facts *f, int key);
+/* It would be readable, but for its region. */
+bool lost(const struct facts *f, int key);
+bool has_object(const struct object *o);
 /* Several lanes fill the slot together, and none of them has sealed it. */
 bool together(const struct facts *f, uint32_t slot);
 /* The lane has a part in the slot's write that is not done; or is the only writer. */

@@ -1,33 +1,10 @@
-#include "neighbour.h"
+#include "neighbour_act.h"
 
 uint64_t random_of(uint64_t *seed)
 {
     *seed += UINT64_C(0x9e3779b97f4a7c15);
     return sc_mix(*seed, *seed ^ UINT64_C(0xe7037ed1a0b428db));
 }
-
-/* What one operation may have changed. */
-struct licence {
-    bool removes;            /* objects that nobody holds; reserved shares stop it while their lease runs */
-    bool force;              /* reserved shares do not stop it */
-    bool reaps;              /* what dead lanes left */
-    int removed;             /* ... and only this key; -1: any */
-    int written;             /* a key that may have become this lane's write, or its object; -1 */
-    int finished;            /* a slot of this lane's that may be published or given back; -1 */
-    bool detaches;           /* a writer may lose its key */
-    int granted, cancelled;  /* a slot of which ranks may have got, or lost, one reserved share; -1 */
-    int own;                 /* a slot in which its own share word may have changed; -1 */
-};
-
-struct act {
-    struct neighbour *n;
-    const struct facts *before;
-    struct facts after;
-    struct licence may;
-    bool lock_busy, door_busy;
-    int key, slot;           /* slot of the key before; -1 */
-    struct report *r;
-};
 
 static void wrong(struct act *a, const char *what)
 {
@@ -38,15 +15,20 @@ static void wrong(struct act *a, const char *what)
 static uint64_t own_word(const struct act *a, const struct facts *f, int slot) { return f->words[a->n->s->lane][slot]; }
 
 static bool is_readable(const struct act *a) { return readable(a->before, a->key); }
+static bool is_lost(const struct act *a) { return lost(a->before, a->key); }
+static bool in_lost_region(const struct act *a, int slot)
+{
+    uint32_t region = a->before->slots[slot].region;
+    return !a->before->regions[region].lives || a->may.given_up == (int)region;
+}
 
-static void want(struct act *a, bool good, const char *what)
+void want(struct act *a, bool good, const char *what)
 {
     if (!good)
         wrong(a, what);
 }
 
-/* A lock that a living process holds cannot be had; any other is had at once. */
-static bool refused(struct act *a, bool busy)
+bool refused(struct act *a, bool busy)
 {
     want(a, busy == (a->n->rc == SC_E_BUSY), busy ? "not refused, though the lock is held" : "refused, though it is free");
     return busy || a->n->rc == SC_E_BUSY;
@@ -58,25 +40,41 @@ static void act_status(struct act *a)
     sc_get_status(a->n->s, keys[a->key], KEY_BYTES, NULL, 1, &status);
     a->n->rc = status;
     want(a, (status == SC_OK) == is_readable(a), "a key's status is not its slot's");
+    want(a, (status == SC_LOST) == is_lost(a), "lost or not, against its region");
     want(a, status != SC_IN_FLIGHT || a->slot >= 0, "in flight, and nobody writes it");
     want(a, sc_lookup(a->n->s, keys[a->key], KEY_BYTES, NULL, 1) == (status == SC_OK), "lookup is not its status");
+}
+
+static void give_back_may_free(struct act *a, int slot)
+{
+    if (slot < 0 || !(a->before->slots[slot].state & SC_TEMPORARY || in_lost_region(a, slot)))
+        return;
+    a->may.removes = true;
+    a->may.settles = in_lost_region(a, slot);
+    a->may.removed = a->before->slots[slot].key;
 }
 
 static void read_one(struct act *a, int flags)
 {
     struct sc_ref ref;
     a->may.own = a->slot;
+    if (is_lost(a) && !(flags & SC_READ_FRESH))
+        give_back_may_free(a, a->slot); /* who asks for a reserved share of what is lost gives it back */
     a->n->rc = do_read(a->n->s, (uint32_t)a->key, flags, &ref);
     want(a, (a->n->rc == SC_OK) == is_readable(a), "a read is not what the slot says");
+    want(a, (a->n->rc == SC_LOST) == is_lost(a), "a read is lost or not, against its region");
+    facts_read(a->n->w, &a->after);
+    uint64_t was = a->slot < 0 ? 0 : own_word(a, a->before, a->slot), is = a->slot < 0 ? 0 : own_word(a, &a->after, a->slot);
+    if (a->n->rc == SC_LOST && !(flags & SC_READ_FRESH))
+        want(a, sc_reserved(is) == sc_reserved(was) - (sc_reserved(was) > 0), "a reserved share of what is lost is not given back");
     if (a->n->rc != SC_OK)
         return;
-    facts_read(a->n->w, &a->after);
-    uint64_t was = own_word(a, a->before, a->slot), is = own_word(a, &a->after, a->slot);
     bool claims = !(flags & SC_READ_FRESH) && sc_reserved(was) > 0;
     want(a, sc_held(is) == sc_held(was) + 1 && sc_reserved(is) + claims == sc_reserved(was), "not one share more");
     const struct object *o = &a->before->slots[a->slot];
-    want(a, ref.slot == (uint32_t)a->slot && ref.nbytes == o->nbytes && ref.offset == o->block * BLOCK_BYTES &&
-            content_version(a->n->w->map + a->n->w->g.payload + ref.offset, (uint32_t)a->key, ref.nbytes) >= 0,
+    want(a, ref.slot == (uint32_t)a->slot && ref.nbytes == o->nbytes && ref.region == o->region &&
+            ref.offset == (o->block - o->region * BLOCKS) * BLOCK_BYTES &&
+            version_at(a->n->w, (uint32_t)a->key, &ref) == o->version && o->version >= 0,
          "the bytes are not the key's");
 }
 
@@ -99,17 +97,10 @@ static bool writes(const struct act *a, int slot) { return fills(a->before, (uin
 static struct sc_ref ref_of(const struct act *a, int slot)
 {
     const struct object *o = &a->before->slots[slot];
-    return (struct sc_ref){.offset = o->block * BLOCK_BYTES, .nbytes = o->nbytes, .slot = (uint32_t)slot,
-                           .generation = sc_generation(o->state), .status = SC_OK,
+    return (struct sc_ref){.offset = (o->block - o->region * BLOCKS) * BLOCK_BYTES, .nbytes = o->nbytes,
+                           .slot = (uint32_t)slot, .generation = sc_generation(o->state), .region = (uint16_t)o->region,
+                           .status = SC_OK,
                            .temporary = (o->state & SC_TEMPORARY) != 0};
-}
-
-static void give_back_may_free(struct act *a, int slot)
-{
-    if (slot < 0 || !(a->before->slots[slot].state & SC_TEMPORARY))
-        return;
-    a->may.removes = true;
-    a->may.removed = a->before->slots[slot].key;
 }
 
 static void act_release(struct act *a)
@@ -132,7 +123,7 @@ static void act_finish_read(struct act *a)
 {
     int8_t status;
     /* What is granted before its object is published is nobody's yet. */
-    bool has = is_readable(a) && sc_reserved(own_word(a, a->before, a->slot)) > 0;
+    bool has = (is_readable(a) || is_lost(a)) && sc_reserved(own_word(a, a->before, a->slot)) > 0;
     a->may.own = a->slot;
     give_back_may_free(a, a->slot);
     sc_finish_read(a->n->s, keys[a->key], KEY_BYTES, NULL, 1, &status);
@@ -168,7 +159,7 @@ static void act_cancel_read(struct act *a)
     sc_cancel_read(a->n->s, keys[a->key], KEY_BYTES, NULL, 1, RANKS, &status);
     a->n->rc = status;
     bool any = false;
-    for (uint32_t rank = 0; is_readable(a) && rank < RANKS; rank++)
+    for (uint32_t rank = 0; (is_readable(a) || is_lost(a)) && rank < RANKS; rank++)
         any |= sc_reserved(a->before->words[a->n->s->rank_lanes[rank]][a->slot]) > 0;
     want(a, (status == SC_OK) == any, "cancelled or not, against the share words");
 }
@@ -195,11 +186,12 @@ static void write_one(struct act *a, bool publish, uint64_t lease_us)
         uint32_t writers = 1 + (uint32_t)(random_of(&a->n->seed) % 2);
         bool temporary = random_of(&a->n->seed) % 4 == 0;
         a->may.own = a->slot; /* it may get a part in the write */
-        a->n->rc = do_reserve(a->n->s, keys[a->key], 1, writers > 1 ? BLOCK_BYTES : nbytes, temporary, writers, &ref);
+        uint32_t region = random_of(&a->n->seed) % 2 ? 0 : 1 + (uint32_t)(random_of(&a->n->seed) % REGIONS);
+        a->n->rc = do_reserve_in(a->n->s, region, keys[a->key], 1, writers > 1 ? BLOCK_BYTES : nbytes, temporary, writers, &ref);
         nbytes = ref.nbytes;
         if (a->n->rc >= 0)
             a->n->rc = ref.status;
-        if (a->n->rc == SC_OK)
+        if (a->n->rc == SC_OK && !region)
             content_fill(a->n->w->map + a->n->w->g.payload + ref.offset, (uint32_t)a->key, a->n->version++, nbytes);
     }
     a->n->s->write_lease_us = HOUR_US;
@@ -227,7 +219,9 @@ static void act_publish(struct act *a)
     a->key = a->before->slots[slot].key;
     a->may.finished = a->may.granted = slot;
     a->n->rc = do_publish(a->n->s, &ref, random_of(&a->n->seed) % 2 ? RANKS : 0);
-    want(a, a->n->rc == (lost ? SC_NOT_OWNER : last ? SC_OK : SC_PART), "its own write is not published");
+    bool given_up = !lost && in_lost_region(a, slot); /* it is given back, under the lock */
+    want(a, a->n->rc == (lost ? SC_NOT_OWNER : given_up ? a->lock_busy ? SC_LOCKED : SC_LOST : last ? SC_OK : SC_PART),
+         "its own write is not published");
 }
 
 static void act_abort(struct act *a)
@@ -248,9 +242,9 @@ static void act_abort(struct act *a)
          "not given back");
 }
 
-static bool alive(const struct neighbour *n, uint32_t lane) { return sc_lane_held(n->s, lane); }
+bool alive(const struct neighbour *n, uint32_t lane) { return sc_lane_held(n->s, lane); }
 
-static bool protected(const struct act *a, int slot)
+bool protected(const struct act *a, int slot)
 {
     const struct object *o = &a->before->slots[slot];
     bool runs = o->lease_until_us > sc_now_us() && !a->may.force;
@@ -293,7 +287,7 @@ static void act_delete_force(struct act *a) { delete_one(a, true); }
 static void act_evict(struct act *a)
 {
     a->may.removes = a->may.reaps = true;
-    a->n->rc = sc_evict(a->n->s, BLOCK_BYTES * (1 + random_of(&a->n->seed) % 3));
+    a->n->rc = sc_evict(a->n->s, (uint32_t)(random_of(&a->n->seed) % (1 + REGIONS)), BLOCK_BYTES * (1 + random_of(&a->n->seed) % 3));
     refused(a, a->lock_busy);
 }
 
@@ -347,9 +341,10 @@ static const struct { const char *name; void (*act)(struct act *a); } acts[] = {
     {"reserve_write", act_reserve}, {"publish", act_publish},     {"abort", act_abort},
     {"delete", act_delete},         {"forced delete", act_delete_force}, {"evict", act_evict},
     {"clear", act_clear},           {"reap", act_reap},           {"verify", act_verify},
-    {"layout", act_layout},         {"visit", act_visit},
+    {"layout", act_layout},         {"visit", act_visit},         {"add region", act_region_add},
+    {"give up region", act_region_give_up}, {"open region", act_region_opened}, {"check region", act_region_check},
 };
-enum { ACTS = sizeof acts / sizeof acts[0], READ_FRESH = 2, PUBLISH = 12 };
+enum { ACTS = sizeof acts / sizeof acts[0], READ_FRESH = 2, PUBLISH = 12, GIVE_UP_REGION = 23 };
 
 const char *neighbour_operation(uint32_t i) { return i < ACTS ? acts[i].name : NULL; }
 
@@ -370,6 +365,8 @@ static bool may_go(const struct act *a, int slot)
     if (state == SC_WRITING)
         return (a->may.reaps || a->may.detaches) && !filled_by_the_living(a, slot);
     bool temporary_of_the_dead = a->may.reaps && o->state & SC_TEMPORARY;
+    if ((a->may.reaps || a->may.sweeps) && in_lost_region(a, slot) && !protected(a, slot))
+        return true;
     return ((a->may.removes && (a->may.removed < 0 || a->may.removed == o->key)) || temporary_of_the_dead) &&
            !protected(a, slot);
 }
@@ -416,6 +413,7 @@ static bool word_may_change(const struct act *a, uint32_t lane, int slot)
 static void check_frame(struct act *a)
 {
     facts_read(a->n->w, &a->after);
+    check_regions_frame(a);
     for (int slot = 0; slot < SLOTS; slot++) {
         const struct object *was = &a->before->slots[slot], *is = &a->after.slots[slot];
         if (was->state != is->state && !state_may_change(a, slot))
@@ -455,7 +453,10 @@ void neighbour_acts(struct neighbour *n, bool lock_busy, bool door_busy, struct 
         if (fills(&before, slot, n->s->lane) && random_of(&n->seed) % 3 == 0)
             which = PUBLISH;
     struct act a = {.n = n, .before = &before, .lock_busy = lock_busy, .door_busy = door_busy, .r = r};
-    a.may = (struct licence){.removed = -1, .written = -1, .finished = -1, .granted = -1, .cancelled = -1, .own = -1};
+    a.may = (struct licence){.removed = -1, .written = -1, .finished = -1, .granted = -1, .cancelled = -1, .added = -1, .given_up = -1,
+                              .opened = -1, .own = -1};
+    if (owns_region(&a) && random_of(&n->seed) % 6 == 0)
+        which = GIVE_UP_REGION;
     a.key = pick_key(n, &before);
     a.slot = before.slot_of[a.key];
     a.may.reaps = before.lock != 0 && !lock_busy; /* whoever takes a dead holder's lock recovers */

@@ -1,6 +1,7 @@
 #include "neighbours.h"
 
 #include "authority.h"
+#include "region_check.h"
 
 /* The stepped one holds the lock: nobody else who lives does, since the neighbour's operations are whole. */
 static bool lock_is_held(const struct stepper *t)
@@ -100,17 +101,48 @@ static void check_own_shares(struct bench *b, const struct scene *scene, const s
     }
 }
 
+/* What it writes has just become READY, in a region that was given up. */
+static bool publishes_late(const struct stepper *t, const struct scene *scene)
+{
+    const struct sc_ref *ref = &scene->refs[0];
+    uint64_t at = t->w->g.slot_table + ref->slot * sizeof(struct sc_slot), was, is;
+    if (scene->refs_n == 0 || ref->region == 0)
+        return false;
+    memcpy(&was, t->copy + at, 8);
+    memcpy(&is, t->w->map + at, 8);
+    const struct sc_region *r = (const struct sc_region *)(t->w->map + t->w->g.region_table) + (ref->region - 1);
+    return sc_state_of(was) == SC_WRITING && is == sc_published(was) && sc_kind_of(sc_peek(&r->state)) != SC_REGION_LIVE;
+}
+
+/* Until a joiner has said that its lane has a new life, the old one seems to go on. */
+static void seat_joiner(struct world *w, const struct stepper *t)
+{
+    for (uint32_t lane = 0; lane < LANES; lane++) {
+        const struct sc_lane *l = (const struct sc_lane *)(w->map + w->g.lane_table) + lane;
+        bool others = false;
+        for (int i = 0; i < SEATS; i++)
+            others = others || (i != S && w->who[i].alive && w->who[i].lane == lane);
+        if (t->locks >> lane & 1 && !others)
+            w->who[S] = (struct identity){.alive = true, .lane = lane, .incarnation = sc_peek32(&l->incarnation)};
+    }
+}
+
 static void check_end(struct bench *b, const struct scene *scene, const struct facts *before, const struct op *op,
-                      const struct grants *grants, struct neighbour *n, struct report *report)
+                      const struct grants *grants, struct neighbour *n, bool late, struct report *report)
 {
     char text[2000];
     int64_t rc = b->stepper.out->rc;
-    bool refused = rc == SC_E_NO_LANE || rc == SC_E_UNLIKE || rc == SC_E_RETIRED || (rc == SC_E_BUSY && op->flags & OP_LOCKS);
+    bool refused = rc == SC_E_NO_LANE || rc == SC_E_REGIONS || rc == SC_E_UNLIKE || rc == SC_E_RETIRED || (rc == SC_E_BUSY && op->flags & OP_LOCKS);
     if (rc < 0 && !refused)
         found(report, "the stepped one gets %lld", (long long)rc);
     if ((rc = sc_verify(n->s, text, sizeof text)) != 0)
         found(report, "verify when both are done: %lld: %s", (long long)rc, text);
+    if (late && b->stepper.out->status[0] != SC_LOST)
+        found(report, "it was published after its region was given up: status %d", b->stepper.out->status[0]);
     check_own_shares(b, scene, before, op, report);
+    struct sc_reaped reaped;
+    sc_reap(n->s, false, &reaped); /* who gave the last share back may not have had the lock */
+    check_nothing_stays(&b->live, "when both are done", report);
     if (op->flags & OP_GRANTS)
         check_grants(b, scene, grants, report);
 }
@@ -129,13 +161,16 @@ void run_neighbours(struct bench *b, struct scene *scene, const struct op *op, u
                           .about = {scene->readable, scene->free, scene->written, scene->abandoned, scene->own}};
     if (!image)
         die("malloc");
-    bool more = step_begin(t, scene, op);
+    bool more = step_begin(t, scene, op), late = false;
     facts_read(&b->live, &before);
     while (more && r->report.findings < ENOUGH) {
         struct report report = {0};
         if (!(more = step_next(t)))
             break;
         check_authority(t, &report);
+        if (op->flags & OP_JOINS)
+            seat_joiner(&b->live, t);
+        late = late || publishes_late(t, scene);
         count_grants(t, &grants);
         note(b, &n, "authority", &report, r);
         report = (struct report){0};
@@ -150,7 +185,7 @@ void run_neighbours(struct bench *b, struct scene *scene, const struct op *op, u
     if (t->failure[0])
         found(&report, "%s", t->failure);
     else if (!more)
-        check_end(b, scene, &before, op, &grants, &n, &report);
+        check_end(b, scene, &before, op, &grants, &n, late, &report);
     note(b, &n, "at the end", &report, r);
     for (uint32_t i = 0; neighbour_operation(i); i++)
         counts[i] += n.operations[i];

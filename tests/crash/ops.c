@@ -1,16 +1,15 @@
 /* The operations, each as S does it, and what S did before. */
-#include "ops.h"
+#include "region_ops.h"
 
 enum { NEW_KEY = 16, OLD_LEASE_US = 0 };
 
-/* The index-th key whose object is READY and, where free is set, that nobody has a share of; -1. */
-static int ready_key(const struct world *w, int index, bool free)
+int ready_key(const struct world *w, int index, bool free)
 {
     struct facts f;
     facts_read(w, &f);
     for (int k = 0; k < KEYS; k++) {
         int slot = f.slot_of[k];
-        if (slot < 0 || sc_state_of(f.slots[slot].state) != SC_READY)
+        if (!readable(&f, k) || sc_state_of(f.slots[slot].state) != SC_READY)
             continue;
         bool shared = false;
         for (uint32_t lane = 0; lane < LANES; lane++)
@@ -86,12 +85,12 @@ static bool s_lost_a_write(struct world *w, struct scene *scene)
     return do_put(w, &w->seats[B], NEW_KEY, BLOCK_BYTES, 2) == SC_OK;
 }
 
-static void run_publish(struct call *c)
+void run_publish(struct call *c)
 {
     c->out->rc = sc_publish(c->s, c->scene->refs, c->scene->refs_n, 0, c->out->status);
 }
 
-static void run_publish_grants(struct call *c)
+void run_publish_grants(struct call *c)
 {
     c->out->rc = sc_publish(c->s, c->scene->refs, c->scene->refs_n, RANKS, c->out->status);
 }
@@ -106,7 +105,7 @@ static void run_finish_grants(struct call *c)
     c->out->rc = sc_finish_write(c->s, keys[NEW_KEY], KEY_BYTES, NULL, 1, RANKS, c->out->status);
 }
 
-static void run_abort_refs(struct call *c)
+void run_abort_refs(struct call *c)
 {
     c->out->rc = sc_abort_refs(c->s, c->scene->refs, c->scene->refs_n, c->out->status);
 }
@@ -201,7 +200,7 @@ static bool s_reads(struct world *w, struct scene *scene)
     return true;
 }
 
-static void run_release(struct call *c)
+void run_release(struct call *c)
 {
     c->out->rc = sc_release(c->s, c->scene->refs, c->scene->refs_n);
     c->out->releases = true;
@@ -265,8 +264,8 @@ static void run_delete_last(struct call *c)
     c->out->rc = sc_delete(c->s, keys[KEY_ANCHOR], KEY_BYTES, NULL, 1, false, c->out->status);
 }
 
-static void run_evict_one(struct call *c) { c->out->rc = sc_evict(c->s, 1); }
-static void run_evict_all(struct call *c) { c->out->rc = sc_evict(c->s, BLOCKS * BLOCK_BYTES); }
+static void run_evict_one(struct call *c) { c->out->rc = sc_evict(c->s, 0, 1); }
+static void run_evict_all(struct call *c) { c->out->rc = sc_evict(c->s, 0, BLOCKS * BLOCK_BYTES); }
 static void run_clear(struct call *c) { c->out->rc = sc_clear(c->s); }
 
 /* The whole. */
@@ -286,13 +285,13 @@ static void run_verify(struct call *c)
 
 static void run_layout(struct call *c) { c->out->rc = sc_layout_number(c->s, "a layout", 8, 4096); }
 
-static bool s_has_all(struct world *w, struct scene *scene)
+bool s_has_all(struct world *w, struct scene *scene)
 {
     bool reads = s_reads(w, scene), writes = s_writes(w, scene);
     return reads || writes;
 }
 
-static void run_close(struct call *c) { c->out->rc = sc_close(c->s); }
+void run_close(struct call *c) { c->out->rc = sc_close(c->s); }
 
 static bool s_is_private(struct world *w, struct scene *scene)
 {
@@ -390,8 +389,8 @@ static void run_join(struct call *c)
 }
 
 const struct op ops[] = {
-    {"reserve", 0, NULL, run_reserve},
-    {"reserve_run", 0, NULL, run_reserve_run},
+    {"reserve", OP_THERE_TOO, NULL, run_reserve},
+    {"reserve_run", OP_THERE_TOO, NULL, run_reserve_run},
     {"reserve_all", 0, NULL, run_reserve_all},
     {"reserve_batch", 0, NULL, run_reserve_batch},
     {"reserve_temporary", 0, NULL, run_reserve_temporary},
@@ -421,11 +420,11 @@ const struct op ops[] = {
     {"part_close_last", OP_LOCKS, s_has_the_last_part, run_close},
     {"put", OP_FILLS, NULL, run_put},
     {"reserve_read", OP_GRANTS, NULL, run_reserve_read},
-    {"reserve_read_batch", OP_GRANTS, NULL, run_reserve_read_batch},
+    {"reserve_read_batch", OP_GRANTS | OP_THERE_TOO, NULL, run_reserve_read_batch},
     {"claim", 0, reserved_for_s, run_read},
     {"read_fresh", 0, reserved_for_s, run_read_fresh},
-    {"read_batch", 0, NULL, run_read_batch},
-    {"release", 0, s_reads, run_release},
+    {"read_batch", OP_THERE_TOO, NULL, run_read_batch},
+    {"release", OP_THERE_TOO, s_reads, run_release},
     {"finish_read", 0, reserved_for_s, run_finish_read},
     {"cancel_read", 0, reserved_for_s, run_cancel_read},
     {"release_temporary", 0, s_reads_a_temporary, run_release},
@@ -433,34 +432,62 @@ const struct op ops[] = {
     {"cancel_temporary", 0, s_has_a_temporary, run_cancel_temporary},
     {"touch", 0, NULL, run_touch},
     {"delete", 0, NULL, run_delete},
-    {"delete_batch", 0, NULL, run_delete_batch},
+    {"delete_batch", OP_THERE_TOO, NULL, run_delete_batch},
     {"delete_force", 0, NULL, run_delete_force},
     {"delete_last", 0, NULL, run_delete_last},
     {"evict_one", 0, NULL, run_evict_one},
-    {"evict_all", 0, NULL, run_evict_all},
-    {"clear", 0, NULL, run_clear},
-    {"reap", 0, NULL, run_reap},
-    {"verify", 0, NULL, run_verify},
+    {"evict_all", OP_THERE_TOO, NULL, run_evict_all},
+    {"clear", OP_THERE_TOO, NULL, run_clear},
+    {"reap", OP_THERE_TOO, NULL, run_reap},
+    {"verify", OP_THERE_TOO, NULL, run_verify},
     {"layout", 0, NULL, run_layout},
-    {"close", OP_LOCKS, s_has_all, run_close},
+    {"close", OP_LOCKS | OP_THERE_TOO, s_has_all, run_close},
     {"close_private", OP_LOCKS, s_is_private, run_close},
     {"destroy", OP_LOCKS, NULL, run_destroy},
     {"destroy_force", OP_LOCKS, NULL, run_destroy_force},
-    {"join_private", OP_LOCKS | OP_JOINS, as_private, run_join},
+    {"join_private", OP_LOCKS | OP_JOINS | OP_THERE_TOO, as_private, run_join},
     {"join_controller", OP_LOCKS | OP_JOINS, as_controller, run_join},
     {"join_first", OP_LOCKS | OP_JOINS, as_first_of_group, run_join},
     {"join_again", OP_LOCKS | OP_JOINS, as_its_own_heir, run_join},
-    {"join_takeover", OP_LOCKS | OP_JOINS, as_successor, run_join},
+    {"join_takeover", OP_LOCKS | OP_JOINS | OP_THERE_TOO, as_successor, run_join},
     {"join_expected", OP_LOCKS | OP_JOINS, as_expected, run_join},
     {"join_other_world", OP_LOCKS | OP_JOINS, as_other_world, run_join},
     {"join_squatter", OP_LOCKS | OP_JOINS, as_squatter, run_join},
     {"join_one_too_many", OP_LOCKS | OP_JOINS, as_one_too_many, run_join},
+    {"region_add", OP_REGIONS, NULL, run_region_add},
+    {"region_give_up", OP_REGIONS, s_owns, run_region_give_up},
+    {"region_close", OP_REGIONS | OP_LOCKS, s_owns, run_close},
+    {"region_open", OP_REGIONS, one_lives, run_region_open},
+    {"region_open_lost", OP_REGIONS, one_is_lost, run_region_open},
+    {"region_shut", OP_REGIONS, s_opened, run_region_shut},
+    {"region_shut_lost", OP_REGIONS, s_opened_what_is_lost, run_region_shut},
+    {"region_reserve", OP_REGIONS, one_lives, run_region_reserve},
+    {"region_reserve_run", OP_REGIONS, one_lives, run_region_reserve_run},
+    {"region_reserve_lost", OP_REGIONS, one_is_lost, run_region_reserve},
+    {"region_publish", OP_REGIONS, s_writes_there, run_publish},
+    {"region_publish_grants", OP_REGIONS | OP_GRANTS, s_writes_there, run_publish_grants},
+    {"region_publish_lost", OP_REGIONS, s_writes_what_is_lost, run_publish_grants},
+    {"region_publish_dead", OP_REGIONS, s_writes_to_the_dead, run_publish_grants},
+    {"region_abort", OP_REGIONS, s_writes_there, run_abort_refs},
+    {"region_abort_lost", OP_REGIONS, s_writes_what_is_lost, run_abort_refs},
+    {"region_read", OP_REGIONS, s_may_read_there, run_region_read_fresh},
+    {"region_claim", OP_REGIONS, s_may_read_there, run_region_read},
+    {"region_release", OP_REGIONS, s_reads_there, run_release},
+    {"region_release_last", OP_REGIONS, s_reads_what_is_lost, run_release},
+    {"region_claim_lost", OP_REGIONS, s_may_read_what_is_lost, run_region_read},
+    {"region_finish_lost", OP_REGIONS, s_may_read_what_is_lost, run_region_finish_read},
+    {"region_cancel_lost", OP_REGIONS, s_may_read_what_is_lost, run_region_cancel_read},
+    {"region_evict", OP_REGIONS, one_lives, run_region_evict},
+    {"region_overwrite", OP_REGIONS, one_object_is_lost, run_region_overwrite},
+    {"region_delete", OP_REGIONS, one_object_is_lost, run_region_delete},
 };
 const uint32_t ops_n = sizeof ops / sizeof ops[0];
 
 bool scene_make(struct world *w, const struct state *state, const struct op *op, struct scene *scene)
 {
     memset(scene, 0, sizeof *scene);
+    if (state->regions ? !(op->flags & (OP_REGIONS | OP_THERE_TOO)) : op->flags & OP_REGIONS)
+        return false;
     scene->member = (struct member){"g", 0, RANKS, 0};
     for (int i = 0; i < SEATS; i++)
         seat_empty(w, (enum seat)i);

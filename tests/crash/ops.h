@@ -10,6 +10,7 @@ struct scene {
     struct member member;            /* of S */
     struct sc_ref refs[4];           /* what S has in hand */
     uint32_t refs_n;
+    uint32_t region, key;            /* a region that it is about; the key of an object there */
     /* Keys that it is about: readable; readable and nobody's; A's write, D's, S's. One that nobody has, where there is none. */
     const char *readable, *free, *written, *abandoned, *own;
 };
@@ -33,8 +34,9 @@ struct call {
     struct outcome *out;
 };
 
-/* S joins itself; takes or leaves locks of the file; fills payload; grants. */
-enum { OP_JOINS = 1, OP_LOCKS = 2, OP_FILLS = 4, OP_GRANTS = 8 };
+/* S joins itself; takes or leaves locks of the file; fills payload; grants. It is about regions; it is done where there are
+ * regions, too. */
+enum { OP_JOINS = 1, OP_LOCKS = 2, OP_FILLS = 4, OP_GRANTS = 8, OP_REGIONS = 16, OP_THERE_TOO = 32 };
 
 struct op {
     const char *name;
@@ -47,12 +49,16 @@ struct op {
 struct state {
     const char *name;
     void (*build)(struct world *w);
+    bool regions;                    /* there are some */
 };
 
 extern const struct op ops[];
 extern const uint32_t ops_n;
 extern const struct state states[];
 extern const uint32_t states_n;
+
+/* The index-th key that can be read and, where free is set, that nobody has a share of; -1. */
+int ready_key(const struct world *w, int index, bool free);
 
 /* The operation's start in a state; false: it makes no sense there. */
 bool scene_make(struct world *w, const struct state *state, const struct op *op, struct scene *scene);

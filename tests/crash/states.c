@@ -259,13 +259,122 @@ static void st_ruins(struct world *w)
     world_leave(w, D);
 }
 
+/* Arenas with regions of device memory. Key 0 is the host's; 1, 2, 3 lie in a region: 1 is held, 2 reserved, 3 nobody's. */
+
+static uint32_t add(struct world *w, enum seat seat)
+{
+    int64_t region = do_add_region(&w->seats[seat]);
+    must(region > 0 ? SC_OK : SC_LOST, "a region");
+    return (uint32_t)region;
+}
+
+static void open_it(struct world *w, enum seat seat, uint32_t region)
+{
+    struct sc_region_info info;
+    must(sc_get_region(&w->seats[seat], region, &info), "a look at a region");
+    must(sc_region_opened(&w->seats[seat], region, info.generation, true), "open");
+}
+
+static void put_in(struct world *w, uint32_t region, uint32_t key, uint32_t blocks, uint32_t ranks)
+{
+    struct sc_ref ref = do_write_in(&w->seats[B], region, key, blocks * BLOCK_BYTES);
+    must(ref.status, "reserve");
+    must(do_publish(&w->seats[B], &ref, ranks), "publish");
+}
+
+static void objects_in(struct world *w, uint32_t region, enum seat holder)
+{
+    put(w, 0, 1);
+    put_in(w, region, 1, 1, 0);
+    put_in(w, region, 2, 1, RANKS);
+    put_in(w, region, 3, 1, 0);
+    hold(w, holder, 1);
+}
+
+static void write_in(struct world *w, uint32_t region, enum seat writer)
+{
+    must(do_write_in(&w->seats[writer], region, 8, BLOCK_BYTES).status, "reserve");
+}
+
+/* A's, with all that there can be in it. */
+static void st_region(struct world *w)
+{
+    st_empty(w);
+    uint32_t region = add(w, A);
+    objects_in(w, region, S);
+    hold(w, B, 1);
+    write_in(w, region, B);
+    open_it(w, B, region);
+}
+
+/* D's, who is dead and not reaped. */
+static void st_region_dead(struct world *w)
+{
+    st_empty(w);
+    join(w, D, "", 0, 1);
+    uint32_t region = add(w, D);
+    objects_in(w, region, A);
+    write_in(w, region, B);
+    open_it(w, A, region);
+    open_it(w, B, region);
+    world_leave(w, D);
+}
+
+/* A has given it up: what nobody has a share of is gone. */
+static void st_region_lost(struct world *w)
+{
+    st_empty(w);
+    uint32_t region = add(w, A);
+    objects_in(w, region, B);
+    hold(w, S, 3);
+    write_in(w, region, B);
+    open_it(w, B, region);
+    must(sc_region_give_up(&w->seats[A], region), "give up");
+}
+
+/* S's own. */
+static void st_region_own(struct world *w)
+{
+    st_empty(w);
+    uint32_t region = add(w, S);
+    objects_in(w, region, A);
+    write_in(w, region, A);
+    open_it(w, A, region);
+}
+
+/* Each number is a living one's, and the first has no free block. */
+static void st_regions_full(struct world *w)
+{
+    st_empty(w);
+    uint32_t region = add(w, A);
+    add(w, B);
+    objects_in(w, region, A);
+    put_in(w, region, 4, 1, 0);
+}
+
+/* Each number is somebody's, but the second one's owner is dead. */
+static void st_regions_taken(struct world *w)
+{
+    st_empty(w);
+    add(w, A);
+    join(w, D, "", 0, 1);
+    uint32_t region = add(w, D);
+    put(w, 0, 1);
+    put_in(w, region, 3, 2, 0);
+    open_it(w, D, 1);
+    world_leave(w, D);
+}
+
 const struct state states[] = {
-    {"empty", st_empty},           {"room", st_room},           {"full_slots", st_full_slots},
-    {"full_blocks", st_full_blocks}, {"shares", st_shares},     {"all_shares", st_all_shares},
-    {"expired", st_expired},       {"fragmented", st_fragmented}, {"tombstones", st_tombstones},
-    {"crowded", st_crowded},       {"dead_lane", st_dead_lane}, {"dead_pins", st_dead_pins},
-    {"writers", st_writers},       {"detached", st_detached},   {"temporary", st_temporary},
-    {"full_lanes", st_full_lanes}, {"ruins", st_ruins},
-    {"together", st_together},     {"dead_writer", st_dead_writer},
+    {"empty", st_empty, false},           {"room", st_room, false},           {"full_slots", st_full_slots, false},
+    {"full_blocks", st_full_blocks, false}, {"shares", st_shares, false},     {"all_shares", st_all_shares, false},
+    {"expired", st_expired, false},       {"fragmented", st_fragmented, false}, {"tombstones", st_tombstones, false},
+    {"crowded", st_crowded, false},       {"dead_lane", st_dead_lane, false}, {"dead_pins", st_dead_pins, false},
+    {"writers", st_writers, false},       {"detached", st_detached, false},   {"temporary", st_temporary, false},
+    {"full_lanes", st_full_lanes, false}, {"ruins", st_ruins, false},
+    {"together", st_together, false},     {"dead_writer", st_dead_writer, false},
+    {"region", st_region, true},   {"region_dead", st_region_dead, true}, {"region_lost", st_region_lost, true},
+    {"region_own", st_region_own, true}, {"regions_full", st_regions_full, true},
+    {"regions_taken", st_regions_taken, true},
 };
 const uint32_t states_n = sizeof states / sizeof states[0];

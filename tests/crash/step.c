@@ -27,6 +27,7 @@ static void watch_all(struct stepper *t, bool payload)
     watch(t, 0, sizeof(struct sc_header));
     watch(t, g->lane_table, g->lanes * sizeof(struct sc_lane));
     watch(t, g->layout_table, 4 * sizeof(struct sc_layout));
+    watch(t, g->region_table, g->regions * sizeof(struct sc_region));
     watch(t, g->slot_table, g->slots * sizeof(struct sc_slot));
     watch(t, g->scores, g->slots * sizeof(sc_word));
     watch(t, g->shares, g->lanes * g->share_stride);
@@ -34,7 +35,7 @@ static void watch_all(struct stepper *t, bool payload)
     watch(t, g->index, sizeof(sc_word) << g->index_bits);
     watch(t, g->slot_map, 8);
     watch(t, g->block_map, 8);
-    watch(t, g->owners, (uint64_t)g->blocks * sizeof(sc_half));
+    watch(t, g->owners, ALL_BLOCKS * sizeof(sc_half));
     watch(t, g->backed, 8);
     if (payload)
         watch(t, g->payload, g->capacity);

@@ -68,7 +68,7 @@ def test_two_at_once(program: Path, seed: int, slice_of: tuple[int, int], full: 
 #: Operations in which a neighbour may come between a look and what follows, and how often all their stops are tried.
 RIVALS = {
     "reserve_stuck": 1, "publish": 4, "publish_grants": 3, "part_last": 3, "part_abort": 2, "claim": 3, "release": 3,
-    "delete": 3, "evict_one": 3,
+    "delete": 3, "evict_one": 3, "region_publish": 3, "region_open": 3, "region_give_up": 1,
 }  # fmt: skip
 
 

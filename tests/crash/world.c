@@ -36,8 +36,9 @@ static void name_keys(const struct sc_geometry *g)
 void parts_of(const struct sc_geometry *g, struct part out[PARTS])
 {
     out[0] = (struct part){0, g->layout_table + 4096};
-    out[1] = (struct part){g->slot_table, g->metadata - g->slot_table};
-    out[2] = (struct part){g->payload, g->capacity};
+    out[1] = (struct part){g->region_table, g->regions * sizeof(struct sc_region)};
+    out[2] = (struct part){g->slot_table, g->metadata - g->slot_table};
+    out[3] = (struct part){g->payload, g->capacity};
 }
 
 uint64_t snapshot_bytes(const struct sc_geometry *g)
@@ -81,7 +82,7 @@ void world_save(const struct world *w, uint8_t *bytes)
 struct sc_config world_config(void)
 {
     return (struct sc_config){.capacity = BLOCKS * BLOCK_BYTES, .block_size = BLOCK_BYTES, .slots = SLOTS, .lanes = LANES,
-                              .read_lease_us = HOUR_US, .write_lease_us = HOUR_US, .lock_timeout_us = 0};
+                              .regions = REGIONS, .read_lease_us = HOUR_US, .write_lease_us = HOUR_US, .lock_timeout_us = 0};
 }
 
 void world_format(struct world *w)
@@ -110,7 +111,7 @@ void world_make(struct world *w)
 {
     struct sc_config c = world_config();
     memset(w, 0, sizeof *w);
-    sc_plan(c.capacity, c.block_size, c.slots, c.lanes, &w->g);
+    sc_plan(c.capacity, c.block_size, c.slots, c.lanes, c.regions, &w->g);
     name_keys(&w->g);
     w->fd = memfd_create("crash", MFD_CLOEXEC);
     if (w->fd < 0 || sc_format(w->fd, &c) < 0)
@@ -143,7 +144,7 @@ struct sc_segment *seat_empty(struct world *w, enum seat seat)
     s->incarnation = s->world_size = s->group = 0;
     s->damaged = s->suspect = s->lane_limit = 0;
     s->stolen = false;
-    s->victim_count = s->victim_next = 0;
+    sc_victims_clear(s);
     s->read_lease_us = s->write_lease_us = HOUR_US;
     s->lock_timeout_us = 0; /* who has to wait for anything fails at once */
     return s;
@@ -253,11 +254,44 @@ int64_t content_version(const uint8_t *from, uint32_t key, uint64_t nbytes)
     return c.version;
 }
 
+int64_t device_version(uint64_t block, uint64_t nbytes, uint32_t generation)
+{
+    return (int64_t)(sc_mix(block << 32 | generation, UINT64_C(0x9e3779b97f4a7c15) ^ nbytes) >> 1);
+}
+
+int64_t version_at(const struct world *w, uint32_t key, const struct sc_ref *ref)
+{
+    if (ref->region)
+        return device_version(ref->region * BLOCKS + ref->offset / BLOCK_BYTES, ref->nbytes, ref->generation);
+    return content_version(w->map + w->g.payload + ref->offset, key, ref->nbytes);
+}
+
+int64_t do_reserve_in(struct sc_segment *s, uint32_t region, const char *key, uint32_t n, uint64_t nbytes, bool temporary,
+                      uint32_t writers, struct sc_ref *refs)
+{
+    uint32_t plain = 0;
+    return sc_reserve_write(s, key, KEY_BYTES, NULL, n, &nbytes, &plain, false, region, temporary, writers, refs);
+}
+
 int64_t do_reserve(struct sc_segment *s, const char *key, uint32_t n, uint64_t nbytes, bool temporary, uint32_t writers,
                    struct sc_ref *refs)
 {
-    uint32_t plain = 0;
-    return sc_reserve_write(s, key, KEY_BYTES, NULL, n, &nbytes, &plain, false, temporary, writers, refs);
+    return do_reserve_in(s, 0, key, n, nbytes, temporary, writers, refs);
+}
+
+int64_t do_add_region(struct sc_segment *s)
+{
+    struct sc_region_spec spec = {.nbytes = REGION_BLOCKS * BLOCK_BYTES, .device = 3};
+    memset(spec.handle, 0x48, sizeof spec.handle);
+    memset(spec.uuid, 0x55, sizeof spec.uuid);
+    return sc_region_add(s, &spec);
+}
+
+struct sc_ref do_write_in(struct sc_segment *s, uint32_t region, uint32_t key, uint64_t nbytes)
+{
+    struct sc_ref ref = {0};
+    do_reserve_in(s, region, keys[key], 1, nbytes, false, 1, &ref);
+    return ref;
 }
 
 struct sc_ref do_write(struct world *w, struct sc_segment *s, uint32_t key, uint64_t nbytes, bool temporary)

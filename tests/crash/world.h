@@ -20,6 +20,7 @@
 #include "arena.h"
 
 enum { BLOCK_BYTES = 4096, BLOCKS = 10, SLOTS = 8, LANES = 8, KEYS = 30, KEY_BYTES = 16, RANKS = 3 };
+enum { REGIONS = 2, REGION_BLOCKS = 4, ALL_BLOCKS = BLOCKS * (1 + REGIONS) };
 enum { KEY_ANCHOR = 20, HOUR_US = 1000000000 };
 enum seat { S, A, B, D, N1, N2, N3, C, SEATS };
 
@@ -47,9 +48,9 @@ extern char keys[KEYS][KEY_BYTES];
 
 void die(const char *what);
 
-/* The parts of the segment that a copy keeps: all but the layout table's unused end. */
+/* The parts of the segment that a copy keeps: all but the unused ends of the layout table and the region table. */
 struct part { uint64_t at, bytes; };
-enum { PARTS = 3 };
+enum { PARTS = 4 };
 void parts_of(const struct sc_geometry *g, struct part out[PARTS]);
 uint64_t snapshot_bytes(const struct sc_geometry *g);
 
@@ -74,10 +75,18 @@ int seat_join(struct world *w, enum seat seat, const char *group, int rank, uint
 void content_fill(uint8_t *to, uint32_t key, uint32_t version, uint64_t nbytes);
 /* The version, or -1: not the whole of an object of that key. */
 int64_t content_version(const uint8_t *from, uint32_t key, uint64_t nbytes);
+/* There is no device memory here: the bytes of an object in it are where it lies, and which object it is. */
+int64_t device_version(uint64_t block, uint64_t nbytes, uint32_t generation);
+/* What somebody with a share finds. */
+int64_t version_at(const struct world *w, uint32_t key, const struct sc_ref *ref);
 
 /* One place for each call of the core whose signature is long. */
 int64_t do_reserve(struct sc_segment *s, const char *key, uint32_t n, uint64_t nbytes, bool temporary, uint32_t writers,
                    struct sc_ref *refs);
+int64_t do_reserve_in(struct sc_segment *s, uint32_t region, const char *key, uint32_t n, uint64_t nbytes, bool temporary,
+                      uint32_t writers, struct sc_ref *refs);
+struct sc_ref do_write_in(struct sc_segment *s, uint32_t region, uint32_t key, uint64_t nbytes);
+int64_t do_add_region(struct sc_segment *s);
 int do_put(struct world *w, struct sc_segment *s, uint32_t key, uint64_t nbytes, uint32_t version);
 int do_read(struct sc_segment *s, uint32_t key, int flags, struct sc_ref *ref);
 int do_grant(struct sc_segment *s, uint32_t key, uint32_t ranks);

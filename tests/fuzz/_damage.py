@@ -89,10 +89,10 @@ class Damage:
         self._segment.store(at, value)
         if self._chance.random() < 0.75:
             self._segment.seal()
-        capacity, block_size, slots, lanes = self._segment.geometry()
-        small = capacity <= 1 << 24 and block_size >= 4096 and slots <= 4096 and lanes <= 256
+        capacity, block_size, slots, lanes, regions = self._segment.geometry()
+        small = capacity <= 1 << 24 and block_size >= 4096 and slots <= 4096 and lanes <= 256 and regions <= 31
         if small and self._chance.random() < 0.5:
-            size = size_of(capacity, block_size, slots, lanes)
+            size = size_of(capacity, block_size, slots, lanes, regions)
             self.cut = self.cut or size < self._segment.size
             self._segment.resize(size)
 

@@ -9,7 +9,8 @@ from typing import Final
 from processes._segment import Segment
 
 HEADER: Final = 512  #: bytes that never change
-CHECKSUM: Final = 104
+CHECKSUM: Final = 112
+_REGIONS: Final = 104
 BOOT_ID: Final = 88  #: offset of its 16 bytes
 SLOT_BYTES: Final = 128
 _FINGERPRINT: Final = slice(128, 392)  #: of the header; its length and padding included
@@ -25,10 +26,10 @@ def checksum(header: bytes) -> int:
     return found
 
 
-def size_of(capacity: int, block_size: int, slots: int, lanes: int) -> int:
+def size_of(capacity: int, block_size: int, slots: int, lanes: int, regions: int) -> int:
     """Bytes of a segment of this geometry."""
     plan = Segment.__new__(Segment)
-    plan.capacity, plan.block_size, plan.slots, plan.lanes = capacity, block_size, slots, lanes
+    plan.capacity, plan.block_size, plan.slots, plan.lanes, plan.regions = capacity, block_size, slots, lanes, regions
     end = plan._plan()[1] + -(-capacity // block_size // 8 // 4096) * 4096  # the map of backed blocks is the last part
     return -(-end // _PAYLOAD_ALIGN) * _PAYLOAD_ALIGN + capacity
 
@@ -71,10 +72,11 @@ class Bytes:
         """All that is there of the metadata."""
         return os.pread(self._fd, sum(self.parts["owners"]), 0)
 
-    def geometry(self) -> tuple[int, int, int, int]:
-        """Capacity, block size, slots and lanes, as the header has them now."""
+    def geometry(self) -> tuple[int, int, int, int, int]:
+        """Capacity, block size, slots, lanes and regions, as the header has them now."""
         capacity, block_size, slots, lanes = struct.unpack("<QQII", os.pread(self._fd, 24, 16).ljust(24, b"\0"))
-        return capacity, block_size, slots, lanes
+        (regions,) = struct.unpack("<I", os.pread(self._fd, 4, _REGIONS).ljust(4, b"\0"))
+        return capacity, block_size, slots, lanes, regions
 
     def seal(self) -> None:
         """Makes the header's checksum right."""

@@ -1,11 +1,8 @@
 /* cases.c - single damages that once did harm, or would if one check were left out: one a case, always the same. */
 #define _GNU_SOURCE
-#include "fuzz.h"
+#include "cases.h"
 
 #include <unistd.h>
-
-enum { A, B, C, D, E }; /* keys */
-enum { BYTES = 2 * BLOCK };
 
 static void join(struct world *w, int h, const char *group, int32_t rank, uint32_t world_size)
 {
@@ -45,7 +42,7 @@ static enum sc_status get(struct world *w, int h, uint32_t key, struct sc_ref *r
     return (enum sc_status)ref->status;
 }
 
-static void expect(struct world *w, int h, uint32_t key, enum sc_status status)
+void expect(struct world *w, int h, uint32_t key, enum sc_status status)
 {
     struct sc_ref ref = {0};
     if (get(w, h, key, &ref) != status)
@@ -53,13 +50,18 @@ static void expect(struct world *w, int h, uint32_t key, enum sc_status status)
     sc_release(w->handles[h], &ref, 1);
 }
 
-static void reserve_for(struct world *w, int h, uint32_t key, struct batch *b, bool fills, uint32_t writers)
+int64_t try_reserve(struct world *w, int h, uint32_t key, uint32_t region, uint32_t writers, struct sc_ref *ref)
 {
     char name[SC_MAX_KEY];
     uint64_t nbytes = BYTES;
     uint32_t width = packed(key, name), plain = 0;
+    return sc_reserve_write(w->handles[h], name, width, NULL, 1, &nbytes, &plain, false, region, false, writers, ref);
+}
+
+void reserve_in(struct world *w, int h, uint32_t key, struct batch *b, bool fills, uint32_t region, uint32_t writers)
+{
     *b = (struct batch){.n = 1, .keys = {key}, .handle = h};
-    int64_t rc = sc_reserve_write(w->handles[h], name, width, NULL, 1, &nbytes, &plain, false, false, writers, b->refs);
+    int64_t rc = try_reserve(w, h, key, region, writers, b->refs);
     if (rc != 1)
         fail("reserve_write of key %u gives %lld, status %d", key, (long long)rc, b->refs[0].status);
     version_reserve(w, h, b, 0, writers);
@@ -67,30 +69,26 @@ static void reserve_for(struct world *w, int h, uint32_t key, struct batch *b, b
         version_fill(w, b, 0);
 }
 
-static void reserve(struct world *w, int h, uint32_t key, struct batch *b, bool fills)
+static void reserve_for(struct world *w, int h, uint32_t key, struct batch *b, bool fills, uint32_t writers)
+{
+    reserve_in(w, h, key, b, fills, 0, writers);
+}
+
+void reserve(struct world *w, int h, uint32_t key, struct batch *b, bool fills)
 {
     reserve_for(w, h, key, b, fills, 1);
 }
 
-static void publish(struct world *w, struct batch *b)
+void publish(struct world *w, struct batch *b)
 {
     int8_t status = SC_LOST;
     sc_publish(w->handles[b->handle], b->refs, 1, 0, &status);
     version_finish(w, b->versions[0], 0, status);
 }
 
-static uint64_t field(const struct world *w, uint32_t slot, uint64_t offset)
-{
-    return w->g.slot_table + slot * sizeof(struct sc_slot) + offset;
-}
-#define FIELD(slot, name) field(w, slot, offsetof(struct sc_slot, name))
-#define HEADER(name) offsetof(struct sc_header, name)
-
-static void set32(struct world *w, uint64_t offset, uint32_t value) { sc_poke32((sc_half *)(w->map + offset), value); }
-static void set(struct world *w, uint64_t offset, uint64_t value) { sc_poke((sc_word *)(w->map + offset), value); }
 static void copy(struct world *w, uint64_t to, uint64_t from, uint64_t bytes) { memcpy(w->map + to, w->map + from, bytes); }
 
-static void rebuild(struct world *w, int h)
+void rebuild(struct world *w, int h)
 {
     static char report[1 << 12];
     set(w, HEADER(lock), 0xffff);
@@ -101,7 +99,7 @@ static void rebuild(struct world *w, int h)
 
 static void evict_all(struct world *w, int h)
 {
-    if (sc_evict(w->handles[h], UINT64_MAX) < 0)
+    if (sc_evict(w->handles[h], 0, UINT64_MAX) < 0)
         fail("evict fails");
 }
 
@@ -448,7 +446,7 @@ static void timeout_of_ages(struct world *w) { attach_to_header(w, HEADER(lock_t
 static void attach_to_any_size(struct world *w, uint32_t slots, uint32_t lanes, uint64_t offset, uint64_t value)
 {
     struct sc_geometry g;
-    if (sc_plan(w->g.capacity, w->g.block_size, slots, lanes, &g) < 0)
+    if (sc_plan(w->g.capacity, w->g.block_size, slots, lanes, w->g.regions, &g) < 0)
         fail("no geometry");
     for (uint64_t i = 0; i < 24; i++) {
         if (ftruncate(w->fd, (off_t)(g.segment_bytes + i * SC_PAYLOAD_ALIGN)) < 0)
@@ -462,6 +460,10 @@ static void too_many_slots(struct world *w)
     attach_to_any_size(w, SC_MAX_SLOTS, LANES, HEADER(slots), SC_MAX_SLOTS + 1);
 }
 static void too_many_lanes(struct world *w) { attach_to_any_size(w, SLOTS, SC_MAX_LANES, HEADER(lanes), SC_MAX_LANES + 1); }
+static void too_many_regions(struct world *w)
+{
+    attach_to_any_size(w, SLOTS, LANES, HEADER(regions), SC_MAX_REGIONS + 1);
+}
 static void no_block_size(struct world *w) { attach_to_header(w, HEADER(block_size), 0, 8); }
 static void long_fingerprint(struct world *w) { attach_to_header(w, HEADER(fingerprint_bytes), UINT32_MAX, 4); }
 
@@ -509,7 +511,10 @@ static const struct { const char *name; void (*run)(struct world *); } cases[] =
     CASE(index_said_to_be_rebuilt), CASE(key_with_dirty_padding), CASE(lock_of_a_live_neighbour),
     CASE(lane_with_a_long_name), CASE(layouts_without_end), CASE(timeout_of_ages), CASE(too_many_slots),
     CASE(too_many_lanes), CASE(no_block_size), CASE(long_fingerprint), CASE(blocks_of_another_size),
-    CASE(more_findings_than_fit),
+    CASE(more_findings_than_fit), CASE(region_larger_than_it_is), CASE(region_of_endless_blocks),
+    CASE(object_of_another_region), CASE(object_of_no_region), CASE(region_of_no_kind),
+    CASE(region_of_an_owner_that_cannot_be), CASE(region_said_to_live_again), CASE(region_opened_by_all),
+    CASE(object_of_an_earlier_region), CASE(region_with_false_counts), CASE(too_many_regions),
 };
 
 bool run_case(const char *name)
@@ -518,7 +523,7 @@ bool run_case(const char *name)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (strcmp(cases[i].name, name) != 0)
             continue;
-        world_make(&w, 1000000);
+        world_make(&w, 1000000, REGIONS);
         join(&w, 0, "", 0, 1);
         join(&w, 1, "engine", 0, RANKS);
         cases[i].run(&w);

@@ -8,6 +8,7 @@
  *   - a slot of which both state and seal are wiped: it begins again, and reaches a generation that an old writer's or
  *     reader's record names (was_erased in world.c: that writer gives up);
  *   - block_map and owners telling the same lie about a block (unsure): they are each other's witness;
+ *   - memory of a region whose entry was damaged: another region may have its number (regions_lie);
  *   - a share that was damaged away, or a lane that a lane_limit above 0 does not count any more, protects nothing
  *     (shares_lie);
  *   - another header under live processes, which never look at it again. A forged header is for those who come.
@@ -30,6 +31,8 @@ void damage_word(struct world *w, uint64_t offset, uint64_t value)
     }
     if ((offset >= w->g.slot_table && offset < w->g.scores) || (offset >= w->g.shares && offset < w->g.since))
         w->shares_lie = true;
+    if (offset >= w->g.region_table && offset < w->g.slot_table)
+        w->regions_lie = true;
     /* A limit that is too low is noticed by who knew a higher one; between what it knew and the truth nobody notices. */
     if (offset == offsetof(struct sc_header, lane_limit) && (uint32_t)value)
         w->shares_lie = true;
@@ -41,8 +44,10 @@ void damage_word(struct world *w, uint64_t offset, uint64_t value)
 
 struct part { uint64_t at, bytes; };
 
-enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, SLOT_TABLE, SCORES, SHARES, SINCE, INDEX, SLOT_MAP,
+enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, REGION_TABLE, SLOT_TABLE, SCORES, SHARES, SINCE, INDEX, SLOT_MAP,
        BLOCK_MAP, OWNERS, BACKED, PARTS };
+
+static uint64_t all_blocks(const struct sc_geometry *g) { return (uint64_t)g->blocks * (1 + g->regions); }
 
 /* What of each part is in use. */
 static struct part part_of(const struct world *w, uint32_t part)
@@ -55,14 +60,16 @@ static struct part part_of(const struct world *w, uint32_t part)
         [COUNTS] = {offsetof(struct sc_header, layouts), 24},
         [LANE_TABLE] = {g->lane_table, g->lanes * sizeof(struct sc_lane)},
         [LAYOUT_TABLE] = {g->layout_table, 4 * sizeof(struct sc_layout)},
+        /* A word of it where there are no regions; it is padding. */
+        [REGION_TABLE] = {g->regions ? g->region_table : g->region_table - 8, g->regions ? g->regions * sizeof(struct sc_region) : 8},
         [SLOT_TABLE] = {g->slot_table, g->slots * sizeof(struct sc_slot)},
         [SCORES] = {g->scores, g->slots * sizeof(sc_word)},
         [SHARES] = {g->shares, g->lanes * g->share_stride},
         [SINCE] = {g->since, g->lanes * g->since_stride},
         [INDEX] = {g->index, sizeof(sc_word) << g->index_bits},
         [SLOT_MAP] = {g->slot_map, (g->slots + 63) / 64 * 8},
-        [BLOCK_MAP] = {g->block_map, (g->blocks + 63) / 64 * 8},
-        [OWNERS] = {g->owners, (g->blocks * sizeof(sc_half) + 7) / 8 * 8},
+        [BLOCK_MAP] = {g->block_map, (all_blocks(g) + 63) / 64 * 8},
+        [OWNERS] = {g->owners, (all_blocks(g) * sizeof(sc_half) + 7) / 8 * 8},
         [BACKED] = {g->backed, (g->blocks + 63) / 64 * 8},
     };
     return parts[part];
@@ -222,12 +229,35 @@ static void damage_shares(struct world *w, struct input *in)
                 sc_with_stage(word, (enum sc_stage)choose(in, 4)));
 }
 
+/* A region of another kind, owner or life; of another size; an object that lies in another region, or in none. */
+static void damage_regions(struct world *w, struct input *in)
+{
+    if (!w->g.regions)
+        return;
+    uint64_t at = w->g.region_table + choose(in, w->g.regions) * sizeof(struct sc_region), state = word_at(w, at);
+    uint64_t sizes = at + offsetof(struct sc_region, incarnation), shift = sizes + 8;
+    uint64_t run = slot_word(w, used_slot(w, in), offsetof(struct sc_slot, about));
+    switch (choose(in, 6)) {
+    case 0: damage_word(w, at, (state & ~UINT64_C(0xffff)) | choose(in, 5)); break;
+    case 1: damage_word(w, at, (state & ~UINT64_C(0xffff0000)) | (uint64_t)choose(in, w->g.lanes + 2) << 16); break;
+    case 2: damage_word(w, at, state + (((uint64_t)choose(in, 3) - 1) << 32)); break;
+    case 3:
+        damage_word(w, sizes, (word_at(w, sizes) & UINT64_C(0xffffffff)) | (uint64_t)choose(in, 2 * BLOCKS) << 32);
+        break;
+    case 4: damage_word(w, shift, (word_at(w, shift) & ~UINT64_C(0xffffffff)) | choose(in, 64)); break;
+    default:
+        damage_word(w, run, (word_at(w, run) & UINT64_C(0xffffffff)) |
+                                (uint64_t)(word_at(w, run) >> 32 & 0xffff) % BLOCKS << 32 |
+                                (uint64_t)choose(in, w->g.regions + 3) * BLOCKS << 32);
+    }
+}
+
 /* A header that is another arena's. Everybody leaves first; those who come see it. */
 static void forge(struct world *w, struct input *in)
 {
     enum { MOST = 1 << 24 };
     struct sc_header *h = (struct sc_header *)w->map;
-    uint64_t *words = (uint64_t *)w->map, kind = choose(in, 7), checksum = h->checksum;
+    uint64_t *words = (uint64_t *)w->map, kind = choose(in, 8), checksum = h->checksum;
     w->forged = true; /* a second one might undo it */
     for (int i = 0; i < HANDLES; i++)
         world_detach(w, i, true);
@@ -241,18 +271,20 @@ static void forge(struct world *w, struct input *in)
         h->block_size = choose(in, 2) ? h->block_size << 1 : h->block_size >> 1;
     else if (kind == 4)
         (&h->read_lease_us)[choose(in, 3)] = choose(in, 2) ? choose(in, LOCK_TIMEOUT_US) : UINT64_MAX - choose(in, 8);
+    else if (kind == 5)
+        h->regions += choose(in, 5) - 2;
     else
         words[choose(in, 64)] ^= UINT64_C(1) << choose(in, 64);
     if (h->lock_timeout_us > LOCK_TIMEOUT_US && h->lock_timeout_us < UINT64_MAX / 2)
         h->lock_timeout_us = LOCK_TIMEOUT_US; /* who asks to wait for long waits for long */
     if (choose(in, 4))
         h->checksum = sc_checksum(h);
-    tell("  lanes %u slots %u capacity %llu block_size %llu checksum %d", h->lanes, h->slots, (unsigned long long)h->capacity,
-         (unsigned long long)h->block_size, h->checksum != checksum);
+    tell("  lanes %u slots %u regions %u capacity %llu block_size %llu checksum %d", h->lanes, h->slots, h->regions,
+         (unsigned long long)h->capacity, (unsigned long long)h->block_size, h->checksum != checksum);
     if (h->checksum == checksum)
         return; /* nobody may come, or nothing that counts was changed */
     struct sc_geometry g;
-    if (sc_plan(h->capacity, h->block_size, h->slots, h->lanes, &g) < 0 || g.segment_bytes > MOST)
+    if (sc_plan(h->capacity, h->block_size, h->slots, h->lanes, h->regions, &g) < 0 || g.segment_bytes > MOST)
         return;
     if (g.segment_bytes != w->bytes && !choose(in, 4))
         return; /* a file of another size than it says */
@@ -291,7 +323,7 @@ static bool maps_conspire(const struct world *w)
     for (uint32_t slot = 0; slot < w->g.slots; slot++) {
         const struct sc_slot *r = (const struct sc_slot *)(w->map + slot_word(w, slot, 0));
         uint64_t block = sc_peek32(&r->block), blocks = (sc_peek(&r->nbytes) + w->g.block_size - 1) / w->g.block_size;
-        for (uint64_t b = block; sc_state_of(sc_peek(&r->state)) && b < block + blocks && b < w->g.blocks; b++)
+        for (uint64_t b = block; sc_state_of(sc_peek(&r->state)) && b < block + blocks && b < all_blocks(&w->g); b++)
             if (!(word_at(w, w->g.block_map + b / 64 * 8) >> b % 64 & 1) &&
                 sc_peek32((const sc_half *)(w->map + w->g.owners) + b) == 0) /* nobody's */
                 return true;
@@ -303,7 +335,7 @@ void damage(struct world *w, struct input *in)
 {
     if (w->truncated)
         return;
-    switch (choose(in, 12)) {
+    switch (choose(in, 13)) {
     case 0: case 1: damage_slots(w, in); break;
     case 2: damage_index(w, in); break;
     case 3: damage_lock(w, in); break;
@@ -317,6 +349,7 @@ void damage(struct world *w, struct input *in)
         if (!w->concurrent && choose(in, 4) == 0)
             cut(w, in);
         break;
+    case 8: damage_regions(w, in); break;
     default: damage_one(w, in, choose(in, PARTS));
     }
     w->unsure = w->unsure || (!w->truncated && maps_conspire(w));

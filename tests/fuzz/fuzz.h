@@ -31,6 +31,8 @@ enum {
     BATCHES = 6,
     VERSIONS = 512,
     LOCK_TIMEOUT_US = 2000,
+    REGIONS = 2,
+    DEVICE_BYTES = 2 * BLOCKS * BLOCK, /* a region of twice as many bytes has blocks of twice the size */
 };
 
 struct input { const uint8_t *data; size_t left; };
@@ -68,12 +70,15 @@ struct world {
     bool unsure;                  /* damage that nobody can notice: bytes are not compared any more */
     bool shares_lie;              /* shares, or objects that have some, were damaged: held ones may be gone */
     bool forged;                  /* the header was replaced once */
+    bool regions_lie;             /* the region table was damaged: memory of a region may be another's by now */
+    uint8_t device[REGIONS][DEVICE_BYTES]; /* what lies in device memory, by the region's number */
+    uint64_t device_bytes[REGIONS]; /* of the last region that was added under each number */
     bool calm;                    /* no word of the slot table is damaged any more */
     uint8_t touched[(SLOTS * sizeof(struct sc_slot)) / 8]; /* words of the slot table that were damaged */
 };
 
 /* world.c */
-void world_make(struct world *w, uint64_t lease_us);
+void world_make(struct world *w, uint64_t lease_us, uint32_t regions);
 void world_end(struct world *w);
 /* An error of the core, or 0; handle h is free before. */
 int world_attach(struct world *w, int h, const char *group, int32_t rank, uint32_t world_size);
@@ -89,7 +94,9 @@ bool version_fill(struct world *w, const struct batch *b, uint32_t i);
 void version_finish(struct world *w, uint32_t version, uint32_t part, int8_t status);
 void version_bytes(uint32_t version, char *data, uint32_t nbytes);
 void check_read(struct world *w, uint32_t key, const struct sc_ref *ref);
-void check_ref(const struct sc_segment *s, const struct sc_ref *ref);
+void check_ref(const struct world *w, struct sc_segment *s, const struct sc_ref *ref);
+/* The number of a new region, or an error. */
+int64_t region_add(struct world *w, int h, uint64_t nbytes);
 /* Told where FUZZ_TELL is set. */
 void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -21,10 +21,10 @@ static bool check(const char *what, int64_t rc, uint32_t allowed, const int8_t *
 {
     uint32_t ok = 0;
     tell("%s: %lld", what, (long long)rc);
-    if (rc < 0 && (rc < SC_E_UNLIKE || !(allowed & ERROR(rc))))
+    if (rc < 0 && (rc < SC_E_REGIONS || !(allowed & ERROR(rc))))
         fail("%s gives the error %lld", what, (long long)rc);
     for (uint32_t i = 0; status && rc >= 0 && i < n; i++) {
-        if (status[i] != SC_OK && (status[i] < 0 || status[i] > SC_PART || !(allowed & STATUS(status[i]))))
+        if (status[i] != SC_OK && (status[i] < 0 || status[i] > SC_UNLIKE || !(allowed & STATUS(status[i]))))
             fail("%s gives the status %d", what, status[i]);
         ok += status[i] == SC_OK || status[i] == SC_PART;
     }
@@ -32,6 +32,10 @@ static bool check(const char *what, int64_t rc, uint32_t allowed, const int8_t *
         fail("%s gives %lld, with %u statuses OK", what, (long long)rc, ok);
     return rc >= 0;
 }
+
+/* Where there may be regions an object may be lost; who wrote it gives it back under the lock. */
+static uint32_t lost(const struct world *w) { return w->g.regions ? STATUS(SC_LOST) : 0; }
+static uint32_t written_lost(const struct world *w) { return w->g.regions ? STATUS(SC_LOST) | STATUS(SC_LOCKED) : 0; }
 
 static void statuses_of(const struct batch *b, int8_t *status)
 {
@@ -96,17 +100,18 @@ static void reserve_write(struct world *w, struct input *in, int h)
         }
     }
     bool temporary = !choose(in, 8);
-    int64_t rc = sc_reserve_write(w->handles[h], p.data, p.width, p.ends, b->n, nbytes, layouts, each, temporary,
+    uint32_t region = w->g.regions ? choose(in, w->g.regions + 2) : 0;
+    int64_t rc = sc_reserve_write(w->handles[h], p.data, p.width, p.ends, b->n, nbytes, layouts, each, region, temporary,
                                   writers, b->refs);
     statuses_of(b, status);
-    if (!check("reserve_write", rc, WRITE, status, b->n))
+    if (!check("reserve_write", rc, WRITE | lost(w), status, b->n))
         return;
     b->handle = h;
     for (uint32_t i = 0; i < b->n; i++) {
         if (b->refs[i].status != SC_OK)
             continue;
-        check_ref(w->handles[h], &b->refs[i]);
-        if (b->refs[i].nbytes != nbytes[i] || b->refs[i].offset % w->g.block_size)
+        check_ref(w, w->handles[h], &b->refs[i]);
+        if (b->refs[i].nbytes != nbytes[i] || b->refs[i].offset % w->g.block_size || b->refs[i].region != region)
             fail("reserve_write gives %llu bytes", (unsigned long long)b->refs[i].nbytes);
         version_reserve(w, h, b, i, writers);
         if (choose(in, 4))
@@ -157,7 +162,7 @@ static void publish(struct world *w, struct input *in, int h)
     uint32_t own = 0; /* what was never reserved keeps its status */
     for (uint32_t i = 0; i < b->n; i++)
         own |= STATUS(b->refs[i].status);
-    if (!check("publish", rc, FINISH | own, status, b->n))
+    if (!check("publish", rc, FINISH | own | written_lost(w), status, b->n))
         return;
     for (uint32_t i = 0; i < b->n; i++)
         if (b->refs[i].status == SC_OK)
@@ -185,7 +190,7 @@ static void finish_keys(struct world *w, struct input *in, int h, bool keep)
             keep = keep && fill_batch(w, &w->writes[i]);
     int64_t rc = keep ? sc_finish_write(w->handles[h], p.data, p.width, p.ends, b.n, some_ranks(w, in, h), status)
                       : sc_abort_write(w->handles[h], p.data, p.width, p.ends, b.n, status);
-    if (!check(keep ? "finish_write" : "abort_write", rc, FINISH | (keep ? 0 : STATUS(SC_LOCKED)), status, b.n))
+    if (!check(keep ? "finish_write" : "abort_write", rc, FINISH | (keep ? written_lost(w) : STATUS(SC_LOCKED)), status, b.n))
         return;
     for (uint32_t i = 0; i < b.n; i++)
         if (status[i] == SC_OK || status[i] == SC_PART)
@@ -203,7 +208,7 @@ static void put(struct world *w, struct input *in, int h)
     version_bytes(version, data, nbytes);
     char *payload = (char *)w->map + w->g.payload;
     int64_t rc = sc_put(w->handles[h], key, width, payload, data, nbytes, &status);
-    if (check("put", rc, WRITE | FINISH, &status, 1))
+    if (check("put", rc, WRITE | FINISH | written_lost(w), &status, 1))
         w->versions[version].published = status == SC_OK;
 }
 
@@ -224,12 +229,12 @@ static void read_keys(struct world *w, struct input *in, int h)
         rc = more < 0 ? more : rc + more;
     }
     statuses_of(b, status);
-    if (!check("read", rc, LOOK | STATUS(SC_NO_SHARE), status, b->n))
+    if (!check("read", rc, LOOK | STATUS(SC_NO_SHARE) | lost(w), status, b->n))
         return;
     b->handle = h;
     for (uint32_t i = 0; i < b->n; i++)
         if (b->refs[i].status == SC_OK) {
-            check_ref(w->handles[h], &b->refs[i]);
+            check_ref(w, w->handles[h], &b->refs[i]);
             check_read(w, b->keys[i], &b->refs[i]);
         }
 }
@@ -267,11 +272,11 @@ static void by_keys(struct world *w, struct input *in, int h)
             fail("lookup finds %lld of %u", (long long)rc, b.n);
         check("lookup", rc, ANY, NULL, 0);
         break;
-    case 1: check("status", sc_get_status(s, p.data, p.width, p.ends, b.n, status), LOOK, status, b.n); break;
-    case 2: check("touch", sc_touch_keys(s, p.data, p.width, p.ends, b.n, status), LOOK, status, b.n); break;
+    case 1: check("status", sc_get_status(s, p.data, p.width, p.ends, b.n, status), LOOK | lost(w), status, b.n); break;
+    case 2: check("touch", sc_touch_keys(s, p.data, p.width, p.ends, b.n, status), LOOK | lost(w), status, b.n); break;
     case 3:
         rc = sc_reserve_read(s, p.data, p.width, p.ends, b.n, ranks, status);
-        check("reserve_read", rc, LOOK | STATUS(SC_NO_SHARE), status, b.n);
+        check("reserve_read", rc, LOOK | STATUS(SC_NO_SHARE) | lost(w), status, b.n);
         break;
     case 4:
         rc = sc_finish_read(s, p.data, p.width, p.ends, b.n, status);
@@ -313,7 +318,8 @@ static void look_at_objects(struct sc_segment *s)
     uint32_t most = s->g.slots < SLOTS ? s->g.slots : SLOTS, n = sc_list_objects(s, objects, most);
     for (uint32_t i = 0; i < n; i++)
         if (objects[i].key_bytes > SC_MAX_KEY || objects[i].block + objects[i].blocks > s->g.blocks ||
-            objects[i].standing > SC_KEPT_DEAD || objects[i].nbytes > objects[i].blocks * s->g.block_size)
+            objects[i].standing > SC_KEPT_DEAD || objects[i].region > s->g.regions ||
+            (!objects[i].region && objects[i].nbytes > objects[i].blocks * s->g.block_size))
             fail("list_objects: slot %u, block %llu", objects[i].slot, (unsigned long long)objects[i].block);
     for (uint32_t lane = 0; lane <= s->g.lanes; lane++)
         n = sc_list_shares(s, lane, shares, most);
@@ -353,8 +359,8 @@ static void whole(struct world *w, struct input *in, int h)
     struct sc_note note = {choose(in, 4), choose(in, 70), (int64_t)choose_word(in)};
     uint32_t pid = 0;
     switch (choose(in, 8)) {
-    case 0: check("evict", sc_evict(s, choose(in, 8) * BLOCK), LOCKS, NULL, 0); break;
-    case 1: check("evict", sc_evict(s, UINT64_C(1) << 62), LOCKS, NULL, 0); break;
+    case 0: check("evict", sc_evict(s, choose(in, w->g.regions + 2), choose(in, 8) * BLOCK), LOCKS, NULL, 0); break;
+    case 1: check("evict", sc_evict(s, 0, UINT64_C(1) << 62), LOCKS, NULL, 0); break;
     case 2: check("clear", sc_clear(s), LOCKS, NULL, 0); break;
     case 3: check("reap", sc_reap(s, choose(in, 2), &r), LOCKS, NULL, 0); break;
     case 4: check("verify", sc_verify(s, report, choose(in, 2) ? sizeof report : 64), LOCKS, NULL, 0); break;
@@ -364,6 +370,56 @@ static void whole(struct world *w, struct input *in, int h)
             sc_door_close(s);
         break;
     default: look(w);
+    }
+}
+
+/* What a region says of itself is what was once written, or nothing. */
+static void look_at_region(const struct world *w, struct sc_segment *s, uint32_t region)
+{
+    struct sc_region_info info;
+    int rc = sc_get_region(s, region, &info);
+    if (!check("get_region", rc, ANY | ERROR(SC_E_REGIONS), NULL, 0))
+        return;
+    if (info.state > SC_REGION_LOST || info.blocks > s->g.blocks || (info.state && info.handle[63] != 'h' && !w->concurrent))
+        fail("get_region: state %u, %u blocks, handle %02x", info.state, info.blocks, info.handle[63]);
+    for (uint32_t lane = s->g.lanes; lane < 64 * 4; lane++)
+        if (info.opened[lane / 64] >> lane % 64 & 1)
+            fail("get_region: lane %u has it open", lane);
+}
+
+static void regions(struct world *w, struct input *in, int h)
+{
+    struct sc_segment *s = w->handles[h];
+    uint32_t region = choose(in, w->g.regions + 2), generation = choose(in, 4);
+    struct sc_region_info info = {.generation = generation};
+    int64_t rc;
+    for (uint32_t own = 1; own <= w->g.regions && generation == 0; own++) /* at times one of its own */
+        region = sc_get_region(s, own, &info) == 0 && info.state == SC_REGION_LIVE && info.owner == s->lane ? own : region;
+    switch (choose(in, 6)) {
+    case 0:
+    case 1:
+        rc = region_add(w, h, choose(in, 2) ? DEVICE_BYTES : (1 + choose(in, BLOCKS)) * BLOCK);
+        if (check("region_add", rc, LOCKS | ERROR(SC_E_REGIONS), NULL, 0) && (rc < 1 || rc > s->g.regions))
+            fail("region_add gives %lld", (long long)rc);
+        break;
+    case 2:
+        rc = sc_region_give_up(s, region);
+        if (check("region_give_up", rc, LOCKS | ERROR(SC_E_REGIONS), NULL, 0) && rc != SC_OK && rc != SC_NOT_OWNER)
+            fail("region_give_up gives %lld", (long long)rc);
+        break;
+    case 3:
+        if (generation > 1)
+            sc_get_region(s, region, &info); /* as it is, mostly */
+        rc = sc_region_opened(s, region, info.generation, choose(in, 2));
+        if (check("region_opened", rc, ANY | ERROR(SC_E_REGIONS), NULL, 0) && rc != SC_OK && rc != SC_LOST)
+            fail("region_opened gives %lld", (long long)rc);
+        break;
+    case 4:
+        rc = sc_region_check(s, region);
+        if (check("region_check", rc, ANY, NULL, 0) && rc != SC_OK && rc != SC_LOST)
+            fail("region_check gives %lld", (long long)rc);
+        break;
+    default: look_at_region(w, s, region);
     }
 }
 
@@ -380,7 +436,7 @@ static void come(struct world *w, struct input *in, int h)
 void operate(struct world *w, struct input *in)
 {
     int h = (int)choose(in, HANDLES);
-    uint32_t what = choose(in, 32);
+    uint32_t what = choose(in, w->g.regions ? 40 : 32);
     struct batch *b;
     if (!w->handles[h]) {
         come(w, in, h);
@@ -401,6 +457,7 @@ void operate(struct world *w, struct input *in)
     case 19: case 20: release(w, in, h); break;
     case 21: layouts(w, in, h); break;
     case 22: case 23: case 24: case 25: whole(w, in, h); break;
+    case 32: case 33: case 34: case 35: case 36: regions(w, in, h); break;
     default: by_keys(w, in, h);
     }
 }

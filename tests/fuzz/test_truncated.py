@@ -21,7 +21,7 @@ from fuzz._segment import Bytes, size_of
 import shmcache
 from shmcache.segment import path_of
 
-WHOLE: Final = size_of(CONFIG.capacity, CONFIG.block_size, CONFIG.slots, CONFIG.lanes)
+WHOLE: Final = size_of(CONFIG.capacity, CONFIG.block_size, CONFIG.slots, CONFIG.lanes, CONFIG.regions)
 PROCESSES: Final = 3
 
 

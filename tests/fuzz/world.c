@@ -48,15 +48,15 @@ uint64_t choose_word(struct input *in)
     return word;
 }
 
-void world_make(struct world *w, uint64_t lease_us)
+void world_make(struct world *w, uint64_t lease_us, uint32_t regions)
 {
     struct sc_config c = {.capacity = BLOCKS * BLOCK, .block_size = BLOCK, .slots = SLOTS, .lanes = LANES,
-                          .read_lease_us = lease_us, .write_lease_us = lease_us, .lock_timeout_us = LOCK_TIMEOUT_US};
+                          .regions = regions, .read_lease_us = lease_us, .write_lease_us = lease_us, .lock_timeout_us = LOCK_TIMEOUT_US};
     memset(w, 0, sizeof *w);
     for (int i = 0; i < BATCHES; i++)
         w->writes[i].handle = w->reads[i].handle = -1;
     w->fd = memfd_create("fuzz", MFD_CLOEXEC);
-    if (w->fd < 0 || sc_format(w->fd, &c) < 0 || sc_plan(c.capacity, c.block_size, c.slots, c.lanes, &w->g) < 0)
+    if (w->fd < 0 || sc_format(w->fd, &c) < 0 || sc_plan(c.capacity, c.block_size, c.slots, c.lanes, c.regions, &w->g) < 0)
         fail("no arena");
     w->bytes = w->g.segment_bytes;
     w->map = mmap(NULL, w->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, w->fd, 0);
@@ -216,6 +216,26 @@ static bool still_writing(const struct world *w, const struct version *v, uint32
                            : sc_generation(word) == ref->generation && sc_stage(word) == SC_STAGE_WRITING;
 }
 
+int64_t region_add(struct world *w, int h, uint64_t nbytes)
+{
+    struct sc_region_spec spec = {.nbytes = nbytes, .device = 1};
+    memset(spec.handle, 'h', sizeof spec.handle);
+    memset(spec.uuid, 'u', sizeof spec.uuid);
+    int64_t rc = sc_region_add(w->handles[h], &spec);
+    if (rc >= 1 && rc <= REGIONS)
+        w->device_bytes[rc - 1] = nbytes;
+    return rc;
+}
+
+/* NULL: there is nobody who could look, or nothing to be said of what is there. */
+static uint8_t *bytes_at(struct world *w, const struct sc_ref *ref)
+{
+    if (!ref->region)
+        return w->map + w->g.payload + ref->offset;
+    bool there = !w->regions_lie && ref->region <= REGIONS && ref->offset + ref->nbytes <= DEVICE_BYTES;
+    return there ? w->device[ref->region - 1] + ref->offset : NULL;
+}
+
 bool version_fill(struct world *w, const struct batch *b, uint32_t i)
 {
     const struct sc_ref *ref = &b->refs[i];
@@ -233,13 +253,36 @@ bool version_fill(struct world *w, const struct batch *b, uint32_t i)
     uint32_t half = v->nbytes / 16 * 8, from = b->parts[i] ? half : 0, upto = v->writers > 1 && !b->parts[i] ? half : v->nbytes;
     tell("  fill version %u of key %u from %u to %u: slot %u generation %u at %llu", b->versions[i], v->key, from, upto,
          ref->slot, ref->generation, (unsigned long long)ref->offset);
-    version_bytes(b->versions[i], (char *)w->map + w->g.payload + ref->offset + from, upto - from);
+    uint8_t *bytes = bytes_at(w, ref);
+    if (!bytes)
+        return false;
+    version_bytes(b->versions[i], (char *)bytes + from, upto - from);
     p->filled = true;
     return true;
 }
 
-void check_ref(const struct sc_segment *s, const struct sc_ref *ref)
+/* Within what a region says of itself, and what was said when it was added. What changes in the midst of a call is not
+ * held against it. */
+static void check_extent(const struct world *w, struct sc_segment *s, const struct sc_ref *ref)
 {
+    struct sc_region_info info;
+    if (ref->region > s->g.regions)
+        fail("a ref in region %u", ref->region);
+    if (w->concurrent || w->forged)
+        return;
+    bool known = sc_get_region(s, ref->region, &info) == 0 && info.state;
+    uint64_t bytes = w->device_bytes[ref->region - 1], most = known ? info.blocks * info.block_size : bytes;
+    if (ref->nbytes == 0 || ref->nbytes > most || ref->offset > most - ref->nbytes || ref->offset + ref->nbytes > bytes)
+        fail("a ref of %llu bytes at %llu of region %u, which has %llu", (unsigned long long)ref->nbytes,
+             (unsigned long long)ref->offset, ref->region, (unsigned long long)bytes);
+}
+
+void check_ref(const struct world *w, struct sc_segment *s, const struct sc_ref *ref)
+{
+    if (ref->region) {
+        check_extent(w, s, ref);
+        return;
+    }
     if (ref->slot >= s->g.slots || ref->layout > SC_MAX_LAYOUTS)
         fail("a ref of slot %u, layout %u", ref->slot, ref->layout);
     if (ref->nbytes == 0 || ref->offset > s->g.capacity || ref->nbytes > s->g.capacity - ref->offset)
@@ -266,8 +309,8 @@ static bool doubtful(const struct world *w, uint32_t key)
 void check_read(struct world *w, uint32_t key, const struct sc_ref *ref)
 {
     uint64_t word = 0, at;
-    const uint8_t *bytes = w->map + w->g.payload + ref->offset;
-    if (w->unsure || w->truncated || doubtful(w, key))
+    const uint8_t *bytes = bytes_at(w, ref);
+    if (!bytes || w->unsure || w->truncated || doubtful(w, key))
         return;
     memcpy(&word, bytes, ref->nbytes < 8 ? ref->nbytes : 8);
     for (at = 0; at + 8 <= ref->nbytes; at += 8)

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch  # noqa: F401 # here, once, since members that look at tensors are forked from who has it
 from arena_support import TIMEOUT_S, pattern
 from processes._segment import Segment
 

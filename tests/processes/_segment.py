@@ -20,6 +20,8 @@ DOOR: Final = 776  #: the byte that is locked by who is in the door; its pid is 
 _COUNTS: Final = 900  #: index_tombs, free_blocks, free_slots, block_cursor, slot_cursor
 _COUNT_WORDS: Final = 5
 _LANE_BYTES: Final = 2048
+_REGIONS: Final = 104  #: in the header
+_REGION_BYTES: Final = 256
 _SLOT_BYTES: Final = 128
 _LEASE: Final = 104  #: in a slot
 _STATE_MASK: Final = 7
@@ -41,6 +43,7 @@ class Segment:
         fd = os.open(path_of(name), os.O_RDWR)
         try:
             self.capacity, self.block_size, self.slots, self.lanes = struct.unpack("<QQII", os.pread(fd, 24, 16))
+            (self.regions,) = struct.unpack("<I", os.pread(fd, 4, _REGIONS))
             self._parts, end = self._plan()
             self._bytes = mmap.mmap(fd, end)
         finally:
@@ -53,13 +56,15 @@ class Segment:
         sizes = {
             "lanes": self.lanes * _LANE_BYTES,
             "layouts": 1024 * 512,
+            "regions": self.regions * _REGION_BYTES,
             "slots": slots * _SLOT_BYTES,
             "scores": slots * 8,
             "shares": self.lanes * _up(slots * 8, 128),
+            "since": self.lanes * _up(slots * 4, 128),
             "index": index * 8,
             "slot_map": _up(slots, 64) // 8,
-            "block_map": _up(blocks, 64) // 8,
-            "owners": blocks * 4,
+            "block_map": _up((1 + self.regions) * blocks, 64) // 8,
+            "owners": (1 + self.regions) * blocks * 4,
         }
         parts, at = {"counts": (_COUNTS, 4 * _COUNT_WORDS)}, 4096
         for part, size in sizes.items():

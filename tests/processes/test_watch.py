@@ -79,7 +79,7 @@ def test_one_arena(window: Tmux, arena: str, worker: Member) -> None:
 def test_all_arenas(window: Tmux, arena: str, worker: Member) -> None:
     window.resize(120, 100)  # others of this user may be there, too
     _watch(window)
-    window.wait_match(rf"^{arena} \S+ 20% 6[67]% [\d.]+k? [\d.]+ .* 0 [▁▂▃▄▅▆▇█]+$")
+    window.wait_match(rf"^{arena} \S+ 20% (?:- )?6[67]% [\d.]+k? [\d.]+ .* 0 [▁▂▃▄▅▆▇█]+$")
     assert re.match(r"\d+ arenas? .* used of ", window.text())
     worker.kill()
     window.wait_for(f"shmcache-cleanup {arena}")  # it is stale

@@ -65,8 +65,15 @@ SCAN = _one(
     "uint64_t word = sc_peek(sc_share(s, lane, slot));",
 )
 
+REGION_CLOSED = _one(
+    "who has closed a region says so without release",
+    "region.c",
+    "        sc_and(w, ~own);\n    return",
+    "        atomic_fetch_and_explicit(w, ~own, memory_order_relaxed);\n    return",
+)
+
 #: Of the order of accesses to plain memory: what ThreadSanitizer is there for.
-FOR_THREADS = (PUBLISH, RELEASE, BOTH_LOOKS, LAYOUT_RELEASE, LAYOUT_ACQUIRE, SCAN)
+FOR_THREADS = (PUBLISH, RELEASE, BOTH_LOOKS, LAYOUT_RELEASE, LAYOUT_ACQUIRE, SCAN, REGION_CLOSED)
 
 #: Of the order of atomic accesses among themselves: for the simulated memory.
 FOR_FIBERS = (
@@ -96,5 +103,35 @@ FOR_FIBERS = (
         "share.c",
         "uint64_t word = sc_load(sc_share(s, lane, slot));",
         "uint64_t word = sc_load_acquire(sc_share(s, lane, slot));",
+    ),
+    _one(
+        "who is about to open a region does not say so in one order with its look at the state",
+        "region.c",
+        "sc_or(w, own)",
+        "atomic_fetch_or_explicit(w, own, memory_order_relaxed)",
+    ),
+    _one(
+        "an owner's look at who has its region open is not sequentially consistent",
+        "region.c",
+        "sc_load(&sc_region(s, region)->opened[lane / 64])",
+        "sc_load_acquire(&sc_region(s, region)->opened[lane / 64])",
+    ),
+    _one(
+        "a region is none while somebody has it open",
+        "region.c",
+        "        opened_by(s, region, lanes))\n        return;",
+        "        (opened_by(s, region, lanes) && !s))\n        return;",
+    ),
+    _one(
+        "who asks again to open what is lost is said to have closed it",
+        "region.c",
+        "!lives && !known",
+        "!lives && (!known || known)",
+    ),
+    _one(
+        "a region is said to live before its fields are there",
+        "region.c",
+        "sc_store(&r->state, state);",
+        "sc_poke(&r->state, state);",
     ),
 )

@@ -12,9 +12,10 @@ import pytest
 from core_support import NATIVE, build_core
 
 HERE = Path(__file__).parent
+LANES = (HERE / "lanes.c", HERE / "regions.c", HERE / "one_mapping.c")
 WRAPPED = ("mmap", "munmap", "fcntl", "close")
-#: The system's clock, its waiting and its chance, which a simulation has its own of.
-WRAPPED_BY_FIBERS = ("syscall", "nanosleep", "clock_gettime", "getrandom")
+#: The system's clock, its waiting and its chance, and what the core keeps for each thread: a simulation has its own.
+WRAPPED_BY_FIBERS = ("syscall", "nanosleep", "clock_gettime", "getrandom", "sc_guard", "sc_unguard")
 TIMEOUT_S = 240  #: after which something hangs
 RACE = 66  #: the exit status that ThreadSanitizer is told to give
 
@@ -39,14 +40,14 @@ def build_threads(program: Path, *, compiler: str = "gcc", native: Path = NATIVE
     flags = ["-O1", "-g", "-fsanitize=thread", f"-I{HERE}", _wrap(WRAPPED)]
     if "gcc" in compiler:
         flags.append("-Wno-tsan")
-    sources = [HERE / "threads.c", HERE / "lanes.c", HERE / "one_mapping.c"]
+    sources = [HERE / "threads.c", *LANES]
     return build_core(program, sources, flags=flags, compiler=compiler, native=native)
 
 
 def build_fibers(program: Path, *, native: Path = NATIVE) -> Path:
     """For the simulated memory: weak/stdatomic.h takes the place of the compiler's."""
     flags = ["-g", f"-I{HERE / 'weak'}", f"-I{HERE}", _wrap(WRAPPED + WRAPPED_BY_FIBERS)]
-    sources = [HERE / "weak" / "fibers.c", HERE / "weak" / "memory.c", HERE / "lanes.c", HERE / "one_mapping.c"]
+    sources = [HERE / "weak" / "fibers.c", HERE / "weak" / "memory.c", *LANES]
     return build_core(program, sources, flags=flags, native=native)
 
 

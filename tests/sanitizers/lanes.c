@@ -10,7 +10,7 @@
 #include "one_mapping.h"
 #include "writers.h"
 
-enum { BLOCK = 4096, BLOCKS = 8, SLOTS = 5, LANES = 6, EDGE_WORDS = 4, TOGETHER = 2, LAYOUTS = 800 };
+enum { BLOCKS = 8, SLOTS = 5, LANES = 6, EDGE_WORDS = 4, TOGETHER = 2, LAYOUTS = 800 };
 
 void lanes_failed(const char *file, int line, const char *what)
 {
@@ -19,7 +19,7 @@ void lanes_failed(const char *file, int line, const char *what)
     _exit(3);
 }
 
-static uint32_t below(struct lane *l, uint32_t n)
+uint32_t below(struct lane *l, uint32_t n)
 {
     l->random ^= l->random << 13;
     l->random ^= l->random >> 7;
@@ -29,13 +29,13 @@ static uint32_t below(struct lane *l, uint32_t n)
 
 int lanes_create(void)
 {
-    struct sc_config c = {.capacity = BLOCKS * BLOCK, .block_size = BLOCK, .slots = SLOTS, .lanes = LANES};
+    struct sc_config c = {.capacity = BLOCKS * BLOCK, .block_size = BLOCK, .slots = SLOTS, .lanes = LANES, .regions = REGIONS};
     c.read_lease_us = 300;
     c.write_lease_us = 2000;
     c.lock_timeout_us = 20000000;
     int fd = memfd_create("lanes", MFD_CLOEXEC);
     struct sc_geometry g;
-    CHECK(fd >= 0 && sc_format(fd, &c) == 0 && sc_plan(c.capacity, c.block_size, c.slots, c.lanes, &g) == 0);
+    CHECK(fd >= 0 && sc_format(fd, &c) == 0 && sc_plan(c.capacity, c.block_size, c.slots, c.lanes, c.regions, &g) == 0);
     one_mapping_begin(fd, g.segment_bytes);
     return fd;
 }
@@ -50,8 +50,13 @@ static uint64_t tag_of(const struct sc_ref *r, uint32_t key)
 
 static bool together(const struct lane *l, uint32_t key) { return key < TOGETHER && l->number < RANKS; }
 
+/* NULL: in a region that was lost before it could be opened. */
 static uint64_t *words_of(const struct lane *l, const struct sc_ref *r)
 {
+    if (r->region) {
+        uint64_t *words = region_mapped(l, r->region);
+        return words ? words + r->offset / 8 : NULL;
+    }
     return (uint64_t *)((uint8_t *)one_mapping() + l->s->g.payload + r->offset);
 }
 
@@ -61,6 +66,8 @@ static void fill(const struct lane *l, const struct sc_ref *r, uint32_t key, boo
     uint64_t *words = words_of(l, r), n = r->nbytes / 8;
     uint32_t per_end = together(l, key) ? EDGE_WORDS / 2 : EDGE_WORDS, from = together(l, key) && second_half ? per_end : 0;
     bool at_end = together(l, key) ? l->number == 1 : second_half;
+    if (!words)
+        return;
     for (uint64_t i = from; i < from + per_end; i++)
         payload_store(at_end ? &words[n - 1 - i] : &words[i], tag_of(r, key));
 }
@@ -68,6 +75,8 @@ static void fill(const struct lane *l, const struct sc_ref *r, uint32_t key, boo
 static void check_bytes(const struct lane *l, const struct sc_ref *r, uint32_t key)
 {
     const uint64_t *words = words_of(l, r), n = r->nbytes / 8;
+    if (!words)
+        return;
     for (uint64_t i = 0; i < EDGE_WORDS; i++)
         CHECK(payload_load(&words[i]) == tag_of(r, key) && payload_load(&words[n - 1 - i]) == tag_of(r, key));
 }
@@ -95,6 +104,8 @@ static void forget(struct lane *l)
 {
     memset(l->writes, 0, sizeof l->writes);
     memset(l->reads, 0, sizeof l->reads);
+    memset(l->open, 0, sizeof l->open);
+    l->own_region = 0;
     l->s = NULL;
 }
 
@@ -124,8 +135,8 @@ static int place(struct lane *l, const struct sc_ref *refs, uint32_t n, bool tak
 static void reserve(struct lane *l)
 {
     int at = place(l, l->writes, WRITES, false);
-    uint32_t key = below(l, KEYS), layout = 0;
-    uint64_t nbytes = (1 + (together(l, key) ? key : below(l, 6))) * BLOCK / 2;
+    uint32_t key = below(l, KEYS), region = key < HOST_KEYS ? 0 : below(l, REGIONS + 1), layout = 0;
+    uint64_t nbytes = region ? BLOCK * (1 + below(l, 2)) : (1 + (together(l, key) ? key : below(l, 6))) * BLOCK / 2;
     char name[KEY_BYTES];
     if (at < 0)
         return;
@@ -134,7 +145,7 @@ static void reserve(struct lane *l)
             return; /* by key it is one write a lane */
     struct sc_ref *ref = &l->writes[at];
     key_of(key, name);
-    int64_t rc = sc_reserve_write(l->s, name, KEY_BYTES - 1, NULL, 1, &nbytes, &layout, false,
+    int64_t rc = sc_reserve_write(l->s, name, KEY_BYTES - 1, NULL, 1, &nbytes, &layout, false, region,
                                   !together(l, key) && below(l, 8) == 0, together(l, key) ? RANKS : 1, ref);
     CHECK(rc >= 0);
     if (rc == 0) {
@@ -143,13 +154,17 @@ static void reserve(struct lane *l)
     }
     l->done[DONE_RESERVED]++;
     l->write_keys[at] = key;
+    CHECK(ref->region == region);
+    if (region)
+        region_map(l, region);
     fill(l, ref, key, false);
 }
 
 /* Together: another may have aborted or died first, and then the key may even be gone, or a later write's. */
 static void count(struct lane *l, uint32_t key, bool keep, int8_t status)
 {
-    bool lost = status == SC_NOT_OWNER || (together(l, key) && (status == SC_NOT_FOUND || status == SC_EXISTS));
+    bool lost = status == SC_NOT_OWNER || (together(l, key) && (status == SC_NOT_FOUND || status == SC_EXISTS)) ||
+                (keep && key >= HOST_KEYS && status == SC_LOST);
     CHECK(lost || status == SC_OK || (keep && together(l, key) && status == SC_PART));
     l->done[lost ? DONE_LOST : !keep ? DONE_ABORTED : status == SC_PART ? DONE_PARTS : DONE_PUBLISHED]++;
 }
@@ -176,6 +191,11 @@ static void finish(struct lane *l, bool keep)
     else
         CHECK(sc_abort_refs(l->s, ref, 1, &status) >= 0);
     count(l, key, keep, status);
+    if (ref->region && keep) {
+        CHECK(status != SC_OK || words_of(l, ref)); /* what could not be opened was lost for good */
+        l->done[DONE_PUBLISHED_IN_REGION] += status == SC_OK;
+        l->done[DONE_PUBLISHED_LOST] += status == SC_LOST;
+    }
     memset(ref, 0, sizeof *ref);
 }
 
@@ -190,12 +210,16 @@ static void read_one(struct lane *l)
     struct sc_ref *ref = &l->reads[at];
     key_of(key, name);
     CHECK(sc_read(l->s, name, KEY_BYTES - 1, NULL, 1, flags[below(l, 5)], ref) >= 0);
+    CHECK(key >= HOST_KEYS || ref->status != SC_LOST);
     if (ref->status != SC_OK) {
+        l->done[DONE_READ_LOST] += ref->status == SC_LOST;
         memset(ref, 0, sizeof *ref);
         return;
     }
     l->done[DONE_READ]++;
     l->read_keys[at] = key;
+    if (ref->region)
+        l->done[DONE_READ_IN_REGION] += region_map(l, ref->region) != NULL;
     check_bytes(l, ref, key);
 }
 
@@ -207,7 +231,9 @@ static void release_one(struct lane *l)
     char name[KEY_BYTES];
     key_of(l->read_keys[at], name);
     check_bytes(l, &l->reads[at], l->read_keys[at]);
-    CHECK(sc_lookup(l->s, name, KEY_BYTES - 1, NULL, 1) == 1); /* what one has a share of is there */
+    int8_t status;
+    CHECK(sc_get_status(l->s, name, KEY_BYTES - 1, NULL, 1, &status) >= 0);
+    CHECK(status == SC_OK || (l->reads[at].region && status == SC_LOST)); /* what one has a share of is there */
     CHECK(sc_release(l->s, &l->reads[at], 1) == 1); /* held shares end by release only */
     memset(&l->reads[at], 0, sizeof l->reads[at]);
 }
@@ -246,7 +272,7 @@ static void make_room(struct lane *l)
     key_of(below(l, KEYS), name);
     switch (below(l, 8)) {
     case 0:
-        l->done[DONE_EVICTED] += sc_evict(l->s, BLOCK * (1 + below(l, 3))) > 0;
+        l->done[DONE_EVICTED] += sc_evict(l->s, below(l, REGIONS + 1), BLOCK * (1 + below(l, 3))) > 0;
         break;
     case 1:
         CHECK(sc_clear(l->s) >= 0);
@@ -310,12 +336,14 @@ void lane_step(struct lane *l, int fd)
         finish(l, false);
     else if (what < 660)
         read_one(l);
-    else if (what < 800)
+    else if (what < 790)
         release_one(l);
-    else if (what < 900)
+    else if (what < 880)
         shares_of_others(l);
-    else if (what < 950)
+    else if (what < 910)
         make_room(l);
+    else if (what < 950)
+        regions_step(l);
     else if (what < 960)
         layout_of_one(l);
     else if (what < 980)
@@ -334,6 +362,7 @@ void lane_close(struct lane *l)
         finish(l, below(l, 2));
     while (place(l, l->reads, READS, true) >= 0)
         release_one(l);
+    regions_leave(l);
     CHECK(sc_close(l->s) == 0);
     forget(l);
 }
@@ -348,7 +377,7 @@ void lanes_report(const struct lane *lanes, uint32_t n)
         printf("%s=%llu\n", names[kind], (unsigned long long)sum);
     }
     struct sc_geometry g;
-    CHECK(sc_plan(BLOCKS * BLOCK, BLOCK, SLOTS, LANES, &g) == 0);
+    CHECK(sc_plan(BLOCKS * BLOCK, BLOCK, SLOTS, LANES, REGIONS, &g) == 0);
     for (uint32_t c = 0; c < SC_COUNTER_COUNT; c++) {
         uint64_t sum = 0;
         for (uint32_t i = 0; i < LANES; i++)
@@ -383,6 +412,7 @@ void lanes_settle(struct lane *lanes, uint32_t n, int fd)
     for (uint32_t i = 0; i < n; i++)
         lane_close(&lanes[i]);
     nanosleep(&leases, NULL);
-    CHECK(sc_reserve_write(last.s, "all", 3, NULL, 1, &nbytes, &layout, false, false, 1, &all) == 1);
+    CHECK(sc_reserve_write(last.s, "all", 3, NULL, 1, &nbytes, &layout, false, 0, false, 1, &all) == 1);
+    regions_settled(&last);
     lane_close(&last);
 }

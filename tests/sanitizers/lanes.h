@@ -6,15 +6,20 @@
 
 #include "arena.h"
 
-enum { KEYS = 6, KEY_BYTES = 12, WRITES = 3, READS = 4, RANKS = 2 };
+enum { KEYS = 8, HOST_KEYS = 5, KEY_BYTES = 12, WRITES = 3, READS = 4, RANKS = 2, REGIONS = 2, BLOCK = 4096 };
 
 /* What lanes do, counted where it came to something. */
 #define LANE_OPERATIONS(X)                                                                                         \
     X(RESERVED) X(PARTS) X(PUBLISHED) X(LOST) X(ABORTED) X(READ) X(CLAIMED) X(GRANTED) X(CANCELLED) X(DELETED)   \
-    X(EVICTED) X(REAPED) X(STOLEN) X(DIED) X(LAYOUT)
+    X(EVICTED) X(REAPED) X(STOLEN) X(DIED) X(LAYOUT) X(ADDED) X(GIVEN_UP) X(OPENED) X(CLOSED) X(FREED)            \
+    X(READ_IN_REGION) X(READ_LOST) X(PUBLISHED_IN_REGION) X(PUBLISHED_LOST)
 #define LANE_ENUM(name) DONE_##name,
 #define LANE_NAME(name) #name,
 enum { LANE_OPERATIONS(LANE_ENUM) OPERATIONS };
+
+/* A region that the process has open, or owns. generation 0: it has not. */
+struct device;
+struct mapping { uint32_t generation; struct device *device; uint64_t serial; };
 
 struct lane {
     struct sc_segment own, *s;               /* s: &own, or NULL while it has none */
@@ -22,6 +27,8 @@ struct lane {
     uint32_t number;                         /* 0 .. RANKS - 1: that rank of the group; RANKS: its controller; else private */
     struct sc_ref writes[WRITES], reads[READS];
     uint32_t write_keys[WRITES], read_keys[READS];
+    struct mapping open[REGIONS + 1], owned;  /* open: by the region's number, those of others */
+    uint32_t own_region;                     /* 0: none */
     uint64_t done[OPERATIONS];
 };
 
@@ -36,6 +43,22 @@ void lane_step(struct lane *l, int fd);
 void lane_die(struct lane *l, bool in_lock);
 /* Gives all back and leaves. */
 void lane_close(struct lane *l);
+
+/* regions.c */
+
+/* Adds, gives up, opens or closes a region, or frees what nobody has open any more. */
+void regions_step(struct lane *l);
+/* The device memory of a region, opened where it is not yet; NULL: the region is lost. */
+uint64_t *region_map(struct lane *l, uint32_t region);
+/* The same of one that is open, or NULL: it was lost before it could be opened. Checks that it is not freed. */
+uint64_t *region_mapped(const struct lane *l, uint32_t region);
+/* Before the lane leaves: it closes what it has open, or leaves that to its end. */
+void regions_leave(struct lane *l);
+/* Nobody but this lane is there: no region is left, and each can be had and filled. */
+void regions_settled(struct lane *l);
+
+/* A random number below n, of the lane's own. */
+uint32_t below(struct lane *l, uint32_t n);
 
 /* When no lane is in the core any more: nothing that they left is stuck. They are closed; then the whole arena can be used. */
 void lanes_settle(struct lane *lanes, uint32_t n, int fd);

@@ -210,6 +210,7 @@ def test_defaults() -> None:
         "block_size": 64 * KIB,
         "slots": 131_072,
         "lanes": 64,
+        "regions": 8,
         "fingerprint": "",
         "read_lease_s": 300.0,
         "write_lease_s": 600.0,

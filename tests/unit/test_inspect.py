@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import cuda_double
 import pytest
 from arena_support import Join, run_python
 
@@ -207,3 +210,72 @@ assert shmcache.inspect(sys.argv[1]).problem is None
 def test_a_process_without_descriptors_finds_no_fault_with_the_arena(arena: str) -> None:
     done = run_python(OUT_OF_DESCRIPTORS, arena)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def owner(tmp_path: Path, join: Join) -> Iterator[shmcache.Cache]:
+    """A cache with a region on each of two GPUs that are not there."""
+    with cuda_double.installed(tmp_path, devices=2, torch=False):
+        owner = join()
+        owner.add_region("cuda:0", "64KiB")
+        owner.add_region("cuda:1", "4MiB")
+        yield owner
+        owner.close()
+    assert cuda_double.violations(tmp_path) == []
+
+
+def _write(cache: shmcache.Cache, key: bytes, nbytes: int, region: int) -> None:
+    with cache.reserve_write([key], nbytes, region=region) as batch:
+        batch.publish()
+
+
+def test_regions(owner: shmcache.Cache) -> None:
+    info = look(owner.name)
+    one, two = info.regions
+    assert (info.region_limit, one.number, two.number) == (8, 1, 2)
+    assert one.uuid != two.uuid
+    assert {found.state for found in info.regions} == {"live"}
+    assert {found.owner for found in info.regions} == {owner.lane}
+    assert [found.device for found in info.regions] == [0, 1]
+    assert [found.capacity for found in info.regions] == [2**16, 2**22]
+    assert [found.block_size for found in info.regions] == [BLOCK, 4 * BLOCK]  # no more blocks than host memory has
+    assert [(found.used_bytes, found.opened) for found in info.regions] == [(0, ()), (0, ())]
+    document = info.as_dict()
+    assert [found["number"] for found in document["regions"]] == [1, 2]
+
+
+def test_objects_and_shares_have_their_region(owner: shmcache.Cache) -> None:
+    owner.put(b"host", bytes(BLOCK))
+    _write(owner, b"one", BLOCK + 1, 1)
+    _write(owner, b"two", 5 * BLOCK, 2)
+    with owner.read([b"two", b"host"]), owner.reserve_write([b"new"], BLOCK, region=1):
+        owner.reserve_read([b"one"])
+        found, stats = look(owner.name), stats_of(owner.name)
+        places = {o.key: (o.region, o.block, o.blocks) for o in found.objects or ()}
+        assert places == {b"host": (0, 0, 1), b"one": (1, 0, 2), b"new": (1, 2, 1), b"two": (2, 0, 2)}
+        regions = {(share.kind, share.key): share.region for share in found.shares or ()}
+        assert regions == {
+            ("held", b"host"): 0,
+            ("held", b"two"): 2,
+            ("writing", b"new"): 1,
+            ("reserved", b"one"): 1,
+        }
+        assert [region.used_bytes for region in found.regions] == [3 * BLOCK, 8 * BLOCK]
+        assert (stats.capacity, stats.used_bytes, stats.held_bytes) == (2**20, BLOCK, BLOCK)  # of host memory
+        assert (stats.objects, stats.writing, stats.held) == (3, 1, 2)  # wherever they are
+        assert found.lanes[owner.lane].held_bytes == 9 * BLOCK
+
+
+def test_a_region_that_its_owner_gives_up_is_lost_until_the_last_share_is_back(
+    owner: shmcache.Cache, join: Join
+) -> None:
+    reader = join()
+    _write(owner, b"one", BLOCK, 1)
+    batch = reader.read([b"one"])
+    owner.remove_region(1)
+    lost, live = look(owner.name).regions
+    assert [(region.number, region.state) for region in (lost, live)] == [(1, "lost"), (2, "live")]
+    assert lost.used_bytes == BLOCK
+    batch.release()
+    reader.reap()
+    assert [region.number for region in look(owner.name).regions] == [2]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cuda_double
 import pytest
 from arena_support import Join, run_python
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -24,7 +25,7 @@ import shmcache
 from shmcache import metrics
 from shmcache.metrics import Collector
 from shmcache.segment import path_of
-from shmcache.stats import BUCKETS_S, ArenaInfo, Counters, Gauges, Histograms, LaneInfo, LockInfo, Stats
+from shmcache.stats import BUCKETS_S, ArenaInfo, Counters, Gauges, Histograms, LaneInfo, LockInfo, RegionInfo, Stats
 from shmcache.storage.l1 import L1, Notes
 from shmcache_tools.stat.serve import DASHBOARD, address
 
@@ -66,9 +67,19 @@ def stats_of(info: ArenaInfo) -> Stats:
 
 
 @pytest.fixture
-def busy(join: Join) -> Iterator[shmcache.Cache]:
-    """A cache of two that hold, reserve, write, and have notes of everything that can be noted."""
+def gpus(tmp_path: Path) -> Iterator[cuda_double.Double]:
+    """A driver of GPUs that are not there."""
+    with cuda_double.installed(tmp_path, devices=2, torch=False) as driver:
+        yield driver
+    assert cuda_double.violations(tmp_path) == []
+
+
+@pytest.fixture
+def busy(gpus: cuda_double.Double, join: Join) -> Iterator[shmcache.Cache]:
+    """A cache of two that hold, reserve, write, have a region, and have notes of everything that can be noted."""
     worker, controller = join("engine", 0, 2), join("engine", None, 2)
+    there = worker.reserve_write([b"there"], 100, region=worker.add_region(f"cuda:{gpus.devices - 1}", "64KiB"))
+    there.publish()
     for key in (b"a", b"b", b"c", b"d"):
         worker.put(key, b"x" * 5000)
     batch = worker.read([b"a", b"b", b"missing"])
@@ -112,7 +123,7 @@ def test_values_are_what_inspect_says(busy: shmcache.Cache) -> None:
         assert only(found, f"shmcache_{name}") == number, name
     assert (
         values(found, "shmcache_objects")
-        == {"ready": 4, "writing": 1}
+        == {"ready": 5, "writing": 1}
         == {
             "ready": stats.objects,
             "writing": stats.writing,
@@ -162,6 +173,36 @@ def test_lanes_are_what_inspect_says(busy: shmcache.Cache) -> None:
     states = values(found, "shmcache_lane_state")
     assert states == {f"{who},{state}": state == "alive" for who in lanes for state in ("alive", "stopped", "dead")}
     assert values(found, "shmcache_lanes") == {"alive": 2, "stopped": 0, "dead": 0}
+
+
+def test_regions_are_what_inspect_says(busy: shmcache.Cache) -> None:
+    found, info = scrape(busy.name), shmcache.inspect(busy.name)
+    (region,) = info.regions
+    who = f"1,{region.uuid}"
+    assert re.fullmatch(r"1,GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", who)
+    assert only(found, "shmcache_region_limit") == info.region_limit == 8
+    assert values(found, "shmcache_region_capacity_bytes") == {who: 65536}
+    assert values(found, "shmcache_region_used_bytes") == {who: 4096}
+    assert values(found, "shmcache_region_block_size_bytes") == {who: 4096}
+    assert values(found, "shmcache_region_openers") == {who: len(region.opened)}
+    assert values(found, "shmcache_region_state") == {f"1,live,{region.uuid}": 1, f"1,lost,{region.uuid}": 0}
+    pinned = values(found, "shmcache_lane_pinned_bytes")
+    assert list(pinned.values()) == [lane.gauges.pinned_bytes for lane in info.lanes if lane.state != "vacant"]
+    assert sum(pinned.values()) == stats_of(info).gauges.pinned_bytes > 0
+
+
+def test_regions_in_all_states(shown: Callable[..., dict[str, Metric]]) -> None:
+    regions = (
+        RegionInfo(1, "live", 0, 0, "GPU-a", 2**30, 2**20, 65536, opened=(1, 2, 3)),
+        RegionInfo(2, "lost", 200, 0, "GPU-a", 2**30, 0, 65536),
+        RegionInfo(3, "live", 0, 1, 'GPU-"\n\x1b', 2**81, 2**80, 2**50),
+    )
+    found = shown(regions=regions)
+    lost = {who for who, value in values(found, "shmcache_region_state").items() if value}
+    assert lost == {"1,live,GPU-a", "2,lost,GPU-a", '3,live,GPU-"??'}
+    assert list(values(found, "shmcache_region_openers").values()) == [3, 0, 0]
+    assert list(values(found, "shmcache_region_capacity_bytes").values()) == [2**30, 2**30, 2**81]
+    assert values(shown(), "shmcache_region_state") == {}
 
 
 def test_both_formats_say_the_same(busy: shmcache.Cache) -> None:
@@ -506,7 +547,7 @@ def test_the_dashboard_asks_for_what_there_is(busy: shmcache.Cache) -> None:
     # What is constant, and what another panel tells better.
     untold = {"arena_info", "created_timestamp_seconds", "block_size_bytes", "layouts", "groups", "reservations_total"}
     untold |= {f"lane_{what}" for what in ("started_timestamp_seconds", "held_shares", "reserved_shares")}
-    untold |= {"lane_writing_objects", "pinned_bytes"}
+    untold |= {"lane_writing_objects", "pinned_bytes", "region_block_size_bytes"}
     missing = {name for name in known if not re.search(r"_seconds_(sum|count)$", name)} - shown
     assert missing == {f"shmcache_{name}" for name in untold}
 

@@ -5,28 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import types
 from collections.abc import Callable
 
 import cuda_double
 import pytest
 import torch
 from arena_support import Join
-from cuda_double import Double, protection
+from cuda_double import Double, protection, use
 
 import shmcache
 from shmcache import Cache, DeviceError, device
 
 CAPACITY = 1 << 20
-
-
-def use(monkeypatch: pytest.MonkeyPatch, double: Double) -> Double:
-    """cuda-bindings with this driver below."""
-    bindings = types.ModuleType("cuda.bindings")
-    bindings.__dict__["driver"] = double.module()
-    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    return double
 
 
 @pytest.fixture
@@ -162,6 +152,7 @@ def test_no_bindings(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_threads_own_context_is_used(driver: Double, cache: Cache) -> None:
+    driver.devices = 4
     driver.stack.append(1003)
     cache.pin()
     assert "cuDevicePrimaryCtxRetain" not in driver.calls

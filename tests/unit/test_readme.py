@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cuda_support
+
 import shmcache
 
 README = Path(__file__).parents[2] / "README.md"
@@ -15,5 +17,6 @@ def test_the_examples_run(arena_name: str, tmp_path: Path) -> None:
     assert len(blocks) >= 2
     code = "\n".join(blocks).replace('"kv"', repr(arena_name)).replace("/var/cache/kv", str(tmp_path))
     assert arena_name in code
-    exec(compile(code, str(README), "exec"), {})  # noqa: S102 # our own README
+    with cuda_support.gpus("double", tmp_path):
+        exec(compile(code, str(README), "exec"), {})  # noqa: S102 # our own README
     assert arena_name not in shmcache.arenas()

@@ -441,7 +441,11 @@ def test_a_layout_a_key(cache: Cache, layout: Any) -> None:
 
 
 BAD_OPTIONS: list[tuple[Callable[[Cache, Any], object], str, list[Any]]] = [
-    (lambda cache, bad: cache.reserve_write([b"a"], 8, region=bad), "region", ["cuda:0", 0, b"", False]),
+    (
+        lambda cache, bad: cache.reserve_write([b"a"], 8, region=bad),
+        "region",
+        ["", "cuda", "cpu", b"", False, -1, 1, 9, 1.0],
+    ),
     (lambda cache, bad: cache.reserve_write([b"a"], 8, writers=bad), "writers", [0, 2, -1, None, "1", True]),
     (lambda cache, bad: cache.reserve_write([b"a"], 8, temporary=bad), "temporary", [0, 1, None, "yes"]),
     (lambda cache, bad: cache.delete([b"k"], force=bad), "force", [0, 1, None, "yes"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from seen_support import busy, check_golden, hostile, huge, stale, unreadable
+from seen_support import check_golden, hostile, huge_gpus, stale, unreadable, with_gpus
 
 from shmcache_tools.stat.documents import JSON_SCHEMA, json_document, json_schema
 
@@ -29,12 +29,12 @@ def _closed(schema: Any) -> Any:
 
 def _document() -> Any:
     """As a reader gets it, with every kind of arena."""
-    infos = [busy(), huge(), hostile(), stale("left"), unreadable("bad", "why")]
+    infos = [with_gpus(), huge_gpus(), hostile(), stale("left"), unreadable("bad", "why")]
     return json.loads(json.dumps(json_document(infos), allow_nan=False))
 
 
 def test_golden_document() -> None:
-    text = json.dumps(json_document([busy(), unreadable("bad", "why")]), indent=2)
+    text = json.dumps(json_document([with_gpus(), unreadable("bad", "why")]), indent=2)
     check_golden("document.json", f"{text}\n")
 
 
@@ -87,9 +87,26 @@ def _no_counter(info: Any) -> None:
     del info["lanes"][1]["counters"]["l2_damaged"]
 
 
+def _no_region_of_an_object(info: Any) -> None:
+    del info["objects"][0]["region"]
+
+
+def _a_text_for_who_has_it_open(info: Any) -> None:
+    info["regions"][0]["opened"] = "2-4"
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [_without_hit_rate, _text_for_a_number, _none_for_a_number, _no_hex, _fraction_of_a_bucket, _no_counter],
+    [
+        _without_hit_rate,
+        _text_for_a_number,
+        _none_for_a_number,
+        _no_hex,
+        _fraction_of_a_bucket,
+        _no_counter,
+        _no_region_of_an_object,
+        _a_text_for_who_has_it_open,
+    ],
 )
 def test_the_schema_finds_what_is_wrong(spoil: Callable[[Any], None]) -> None:
     document = _document()
@@ -115,6 +132,16 @@ def test_keys_are_in_hex_and_texts_as_they_are() -> None:
     assert document["arenas"][0]["shares"][0]["key"] == b"prompt-000".hex()
     assert "\x1b" in document["arenas"][2]["lanes"][0]["command"]
     assert document["arenas"][3]["objects"] is None
+
+
+def test_regions_are_told_by_number() -> None:
+    found = _document()["arenas"][0]
+    assert [region["number"] for region in found["regions"]] == [1, 2, 3, 4]
+    assert found["regions"][0]["opened"] == [2, 3, 4]
+    assert found["region_limit"] == 8
+    assert {each["region"] for each in found["objects"]} == {0, 1, 2, 4, 7}
+    assert {share["region"] for share in found["shares"]} == {0, 1, 2, 4}
+    assert _document()["arenas"][3]["regions"] == []
 
 
 def test_a_property_of_null_is_told_as_such() -> None:

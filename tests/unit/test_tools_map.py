@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
+from seen_support import region
 
 from shmcache.stats import ArenaInfo, Counters, ObjectInfo, Stats
 from shmcache_tools.look import Seen
-from shmcache_tools.stat.block_map import BlockMap, block_map, fragmentation, grid_for, object_sizes
+from shmcache_tools.stat.block_map import BlockMap, block_map, charts_of, fragmentation, grid_for, object_sizes
 from shmcache_tools.stat.map_plot import PlotError, _grid, _image, blocks_by_age, free_by_size, save_maps
 from shmcache_tools.stat.map_view import address_texts, block_maps
 from shmcache_tools.stat.standings import STANDINGS
@@ -75,6 +76,20 @@ _BAD = ArenaInfo("bad", path="", segment_bytes=0, problem="no arena: wrong magic
 
 def _seen(*infos: ArenaInfo) -> Seen:
     return Seen(infos, now=_NOW)
+
+
+def _with_regions(*objects: ObjectInfo, **fields: Any) -> ArenaInfo:
+    """An arena of 256 blocks and two GPUs: one with 64 blocks, one that is lost, with 16 larger ones."""
+    small = region(1, capacity=64 * 4 * _KIB, block_size=4 * _KIB)
+    lost = region(3, device=1, capacity=16 * 16 * _KIB, block_size=16 * _KIB, state="lost")
+    return replace(_arena(objects), **{"regions": (small, lost), "region_limit": 8, **fields})
+
+
+_EVERYWHERE = (
+    _object(0, 16, "ready"),
+    *(replace(_object(4, 4, standing), region=n) for n, standing in ((1, "held"), (3, "dead"), (7, "writing"))),
+    replace(_object(63, 5, "reserved"), region=1),  # more than the region has is cut off
+)
 
 
 # against a slow model
@@ -190,12 +205,47 @@ def test_free_memory_by_the_size_of_its_runs() -> None:
 
 def test_blocks_by_age() -> None:
     ages = (-5, 0.5, 59, 60, 90_000)  # a clock that was set back makes nothing older
-    blocks = blocks_by_age(_arena([_object(0, 2, "held", age=age) for age in ages]), _NOW)
+    blocks = blocks_by_age([_object(0, 2, "held", age=age) for age in ages], _NOW)
     assert blocks[_NAMES.index("held")].tolist() == [4, 0, 2, 2, 0, 0, 2]
     assert blocks.sum() == 10
 
 
+def test_objects_lie_in_their_region_only() -> None:
+    host, small, lost = charts_of(_with_regions(*_EVERYWHERE))
+    assert [n for _, n in host.blocks.totals()] == [240, 16, 0, 0, 0, 0]
+    assert [n for _, n in small.blocks.totals()] == [59, 0, 1, 0, 4, 0]
+    assert [n for _, n in lost.blocks.totals()] == [12, 0, 0, 0, 0, 4]
+    assert [chart.lost for chart in (host, small, lost)] == [False, False, True]
+    assert [chart.region and chart.region.number for chart in (host, small, lost)] == [None, 1, 3]
+    assert fragmentation(lost.blocks).largest == 8 * 16 * _KIB
+
+
+def test_a_region_that_says_it_has_no_blocks_has_no_map() -> None:
+    info = _with_regions(regions=(region(1, capacity=0, block_size=4 * _KIB), region(2)))
+    assert [chart.region and chart.region.number for chart in charts_of(info)] == [None, 2]
+    assert charts_of(_BAD) == charts_of(replace(info, objects=None)) == []
+
+
+def test_the_largest_region_there_can_be_has_a_map() -> None:
+    (*_, chart) = charts_of(_with_regions(regions=(region(1, capacity=2**81, block_size=2**50),)))
+    torn = fragmentation(chart.blocks)
+    assert (torn.free, torn.largest, torn.obtainable) == (2**81, 2**81, 2**81)
+
+
 # in a terminal
+
+_GOLDEN_REGIONS = """\
+kv host memory  1 MiB in 256 blocks of 4 KiB
+  0 KiB ----------------................................................
+256 KiB ................................................................
+512 KiB ................................................................
+768 KiB ................................................................
+
+kv region 1, cuda:0 GPU-00000001  256 KiB in 64 blocks of 4 KiB
+0 KiB ....HHHH.......................................................r
+
+kv region 3, cuda:1 GPU-00000003  LOST  256 KiB in 16 blocks of 16 KiB
+0 MiB ....XXXX........"""
 
 _GOLDEN = """\
 kv  1 MiB in 256 blocks of 4 KiB
@@ -272,6 +322,30 @@ def test_an_arena_without_objects_and_a_full_one() -> None:
     assert "fragmentation   nothing is free" in full
     assert "one write       at most 0 B" in full
     assert "object sizes    1 MiB; 0.0 % padding" in full
+
+
+def test_golden_text_of_regions() -> None:
+    text = _plain(_seen(_with_regions(*_EVERYWHERE)))
+    maps = [part for part in text.split("\n\n") if part.startswith("kv ")]
+    assert "\n\n".join(part[: part.index("\na cell")] for part in maps) == _GOLDEN_REGIONS
+    assert "fragmentation   6.8 %: 2 free runs, the largest 220 KiB" in text
+    assert "fragmentation   33.3 %: 2 free runs, the largest 128 KiB" in text
+    assert text.count("one write       nothing: the region is lost") == 1
+    assert text.count("one write       at most ") == 2
+
+
+@pytest.mark.parametrize(("height", "lines"), [(24, 27), (40, 39), (100, 60)])
+def test_maps_of_regions_share_the_screen(height: int, lines: int) -> None:
+    info = _with_regions(*_EVERYWHERE)
+    many = [replace(found, capacity=2**30) for found in info.regions]
+    drawn = _lines(_terminal(80, height), _seen(replace(info, regions=tuple(many))))
+    assert len(drawn) <= max(lines, height - 1)
+    text = ["".join(segment.text for segment in line) for line in drawn]
+    assert [line.split("  ")[0] for line in text if line.startswith("kv ")] == [
+        "kv host memory",
+        "kv region 1, cuda:0 GPU-00000001",
+        "kv region 3, cuda:1 GPU-00000003",
+    ]
 
 
 def test_what_cannot_be_read_is_told() -> None:
@@ -366,6 +440,18 @@ def test_the_picture_as_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "left out: bad cannot be read: " in capsys.readouterr().out
 
 
+def test_the_picture_of_regions(tmp_path: Path) -> None:
+    path = tmp_path / "m.svg"
+    save_maps(_seen(_with_regions(*_EVERYWHERE)), path)
+    words = re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+    titles = [re.sub(r", \d{4}-.*", "", line) for line in words if line.startswith("arena kv ")]
+    assert titles == [
+        "arena kv host memory: 1 MiB in 256 blocks of 4 KiB",
+        "arena kv region 1, cuda:0 GPU-00000001: 256 KiB in 64 blocks of 4 KiB",
+        "arena kv region 3, cuda:1 GPU-00000003: LOST, 256 KiB in 16 blocks of 16 KiB",
+    ]
+
+
 def test_the_pixels_are_the_cells() -> None:
     objects = _many_objects(500)
     arena = _map(objects, 500)
@@ -401,6 +487,7 @@ def test_the_grid_of_a_picture(blocks: int) -> None:
         ([_arena()], f"{'m' * 300}.svg", "cannot be written: File name too long"),
         ([_BAD], "m.svg", "bad cannot be read: no arena: wrong magic ?[2J"),
         ([], "m.svg", "no arenas of this user"),
+        ([_with_regions(regions=tuple(map(region, range(1, 33))))], "m.svg", "33 maps are too many for a picture"),
         ([_arena()] * 9, "m.svg", "9 arenas are too many for a picture, 8 at most: name one"),
     ],
 )

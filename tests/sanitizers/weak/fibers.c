@@ -7,6 +7,7 @@
 #include <time.h>
 #include <ucontext.h>
 
+#include "guard.h"
 #include "lanes.h"
 #include "memory.h"
 #include "one_mapping.h"
@@ -27,6 +28,24 @@ void memory_cleared(void *at, size_t bytes) { weak_cleared(at, bytes); }
 uint64_t payload_load(const uint64_t *word) { return atomic_load_explicit(word, memory_order_relaxed); }
 void payload_store(uint64_t *word, uint64_t value) { atomic_store_explicit(word, value, memory_order_relaxed); }
 
+/* What the core keeps for each thread, and fibers are threads to it. */
+static uint32_t known[WEAK_FIBERS], depth[WEAK_FIBERS];
+void __real_sc_guard(struct sc_segment *s);
+int64_t __real_sc_unguard(struct sc_segment *s, int64_t rc);
+
+void __wrap_sc_guard(struct sc_segment *s)
+{
+    __real_sc_guard(s);
+    if (depth[running]++ == 0)
+        sc_known_to_live = 0;
+}
+
+int64_t __wrap_sc_unguard(struct sc_segment *s, int64_t rc)
+{
+    depth[running]--;
+    return __real_sc_unguard(s, rc);
+}
+
 static void change_fiber(void)
 {
     if (!calm)
@@ -38,6 +57,8 @@ static void change_fiber(void)
         return;
     running = to;
     weak_become(to);
+    known[from] = sc_known_to_live;
+    sc_known_to_live = known[to];
     swapcontext(&contexts[from], &contexts[to]);
 }
 

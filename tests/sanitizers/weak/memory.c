@@ -7,7 +7,7 @@
 #include "one_mapping.h"
 #include "stdatomic.h"
 
-enum { WORDS = 1024, HISTORY = 6, HASH = 4 * WORDS };
+enum { WORDS = 2048, HISTORY = 6, HASH = 4 * WORDS };
 
 struct view { uint32_t oldest[WORDS]; };
 struct value { uint64_t value; struct view view; };
@@ -161,6 +161,8 @@ uint64_t weak_change(void *at, uint32_t bytes, enum weak_change how, uint64_t op
         new = old - operand;
     if (how == WEAK_OR)
         new = old | operand;
+    if (how == WEAK_AND)
+        new = old & operand;
     append(w, bytes, bytes == 4 ? (uint32_t)new : new, order, true);
     return old;
 }

@@ -18,7 +18,7 @@ typedef enum {
     memory_order_seq_cst
 } memory_order;
 
-enum weak_change { WEAK_SET, WEAK_ADD, WEAK_SUB, WEAK_OR };
+enum weak_change { WEAK_SET, WEAK_ADD, WEAK_SUB, WEAK_OR, WEAK_AND };
 
 uint64_t weak_load(const void *at, uint32_t bytes, memory_order order);
 void weak_store(void *at, uint32_t bytes, uint64_t value, memory_order order);
@@ -32,6 +32,7 @@ void weak_fence(memory_order order);
 #define atomic_fetch_add_explicit(w, v, order) weak_change((w), sizeof *(w), WEAK_ADD, (v), (order))
 #define atomic_fetch_sub_explicit(w, v, order) weak_change((w), sizeof *(w), WEAK_SUB, (v), (order))
 #define atomic_fetch_or_explicit(w, v, order) weak_change((w), sizeof *(w), WEAK_OR, (v), (order))
+#define atomic_fetch_and_explicit(w, v, order) weak_change((w), sizeof *(w), WEAK_AND, (v), (order))
 /* 64-bit words only; the order of a failure counts as that of success without its release. */
 #define atomic_compare_exchange_strong_explicit(w, seen, v, order, failed)                                         \
     ((void)(failed), weak_cas((w) + 0 * sizeof(char[sizeof *(w) == 8 ? 1 : -1]), (seen), (v), (order)))

@@ -1,4 +1,4 @@
-"""Where an arena's blocks stand: runs of blocks, cells that stand for several of them, and how fragmented they are.
+"""Where a region's blocks stand: runs of blocks, cells that stand for several of them, and how fragmented they are.
 
 Pure. Memory and time go with the objects and the cells, not with the blocks, of which there may be 2**31. Nothing is
 trusted: objects listed while they changed, or out of a damaged arena, may overlap or lie outside; what lies outside is
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shmcache.stats import ObjectInfo
+from shmcache.stats import ArenaInfo, ObjectInfo, RegionInfo
 from shmcache_tools.stat.standings import STANDINGS
 
 #: A standing as a number: its place in ``STANDINGS``. The later is the stronger.
@@ -38,7 +38,7 @@ class BlockMap:
 
     @property
     def blocks(self) -> int:
-        """Of the whole arena."""
+        """Of the whole region."""
         return int(self.edges[-1])
 
     def totals(self) -> list[tuple[int, int]]:
@@ -75,7 +75,7 @@ class BlockMap:
 
 
 def block_map(objects: Sequence[ObjectInfo], capacity: int, block_size: int) -> BlockMap:
-    """The map of an arena of ``capacity`` bytes, from its objects in any order."""
+    """The map of a region of ``capacity`` bytes, from its objects in any order."""
     blocks = capacity // block_size
     n = len(objects)
     begins = np.fromiter((min(o.block, blocks) for o in objects), np.int64, n)
@@ -113,11 +113,15 @@ class Fragmentation:
         return 1 - self.largest / self.free if self.free else None
 
 
-def fragmentation(arena: BlockMap) -> Fragmentation:
-    """Told of the whole arena."""
-    free = arena.runs("free") * arena.block_size
-    obtainable = arena.runs(*OBTAINABLE) * arena.block_size
-    return Fragmentation(int(free.sum()), len(free), int(free.max(initial=0)), int(obtainable.max(initial=0)))
+def fragmentation(region: BlockMap) -> Fragmentation:
+    """Told of the whole region."""
+    free, obtainable = region.runs("free"), region.runs(*OBTAINABLE)
+    total, *largest = (int(blocks) * region.block_size for blocks in (free.sum(), _largest(free), _largest(obtainable)))
+    return Fragmentation(total, len(free), *largest)
+
+
+def _largest(runs: Numbers) -> int:
+    return int(runs.max(initial=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,38 @@ def object_sizes(objects: Sequence[ObjectInfo], block_size: int) -> Sizes | None
     taken = sum(o.blocks for o in objects) * block_size
     padding = 1 - float(sizes.sum()) / taken if taken else 0.0
     return Sizes(len(sizes), int(sizes[0]), int(sizes[(len(sizes) - 1) // 2]), int(sizes[-1]), padding)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chart:
+    """A region of an arena, and what is drawn of it."""
+
+    region: RegionInfo | None  #: None: host memory
+    objects: Sequence[ObjectInfo]
+    blocks: BlockMap
+
+    @property
+    def lost(self) -> bool:
+        """Nobody can have anything of it any more."""
+        return self.region is not None and self.region.state == "lost"
+
+
+def charts_of(info: ArenaInfo) -> list[Chart]:
+    """Host memory and then the regions of device memory, of an arena whose objects were looked at."""
+    if info.stats is None or info.objects is None:
+        return []
+    lie: dict[int, list[ObjectInfo]] = {}
+    for found in info.objects:
+        lie.setdefault(found.region, []).append(found)
+    host = lie.get(0, [])
+    return [
+        Chart(None, host, block_map(host, info.stats.capacity, info.stats.block_size)),
+        *(_device_chart(region, lie.get(region.number, [])) for region in info.regions if region.capacity),
+    ]
+
+
+def _device_chart(region: RegionInfo, objects: Sequence[ObjectInfo]) -> Chart:
+    return Chart(region, objects, block_map(objects, region.capacity, region.block_size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from rich.console import RenderableType
@@ -82,10 +82,11 @@ def lanes_in_use(lanes: Iterable[LaneInfo]) -> list[LaneInfo]:
     return sorted(used, key=lambda lane: (lane.group, -1 if lane.rank is None else lane.rank, lane.index))
 
 
-def lanes_table(lanes: Iterable[LaneInfo], now: float) -> RenderableType:
-    """One line a lane."""
+def lanes_table(lanes: Iterable[LaneInfo], now: float, owned: Mapping[int, str]) -> RenderableType:
+    """One line a lane. ``owned``: the regions of device memory of each that has any, by its index."""
     if not (used := lanes_in_use(lanes)):
         return Text("no lane in use")
+    pinned = any(lane.gauges.pinned_bytes for lane in used)
     table = FittedTable(
         (
             *owner_columns(),
@@ -96,11 +97,19 @@ def lanes_table(lanes: Iterable[LaneInfo], now: float) -> RenderableType:
             Column("held bytes", "bytes", right=True),
             Column("writing", "wr", right=True, goes=1),
             Column("oldest held", "oldest", right=True),
+            *([Column("pinned", "pin", right=True)] if pinned else []),
+            *([Column("regions", "reg", right=True)] if owned else []),
         )
     )
     for lane in used:
-        table.add_row((*owner_cells(lane), *_doings(lane, now)))
+        on_gpus = [*([_pinned_cell(lane)] if pinned else []), *([Cell(owned.get(lane.index, "-"))] if owned else [])]
+        table.add_row((*owner_cells(lane), *_doings(lane, now), *on_gpus))
     return table
+
+
+def _pinned_cell(lane: LaneInfo) -> Cell:
+    """How much it has page-locked for a GPU."""
+    return size_cell(lane.gauges.pinned_bytes) if lane.gauges.pinned_bytes else Cell("-")
 
 
 def _doings(lane: LaneInfo, now: float) -> tuple[Cell, ...]:

@@ -1,7 +1,7 @@
-"""The map of an arena in a terminal: cells coloured by standing, a legend, and how fragmented it is.
+"""The maps of an arena in a terminal, one a region: cells coloured by standing, a legend, and how fragmented it is.
 
-A map takes what height the rest of it leaves. Where there is no colour a cell is a letter; where there are enough
-colours it is half a character, or two where all blocks fit so large.
+The maps of one arena share the height of the screen; each takes what the rest of it leaves. Where there is no colour
+a cell is a letter; where there are enough colours it is half a character, or two where all blocks fit so large.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from shmcache.stats import ArenaInfo
 from shmcache_tools.look import Seen
 from shmcache_tools.stat.block_map import (
     BlockMap,
+    Chart,
     Fragmentation,
     Grid,
     Sizes,
-    block_map,
+    charts_of,
     fragmentation,
     grid_for,
     object_sizes,
 )
+from shmcache_tools.stat.regions_view import REGION_STYLES, device_cell, uuid_cell
 from shmcache_tools.stat.standings import STANDINGS, Standing
 from shmcache_tools.text import (
     BINARY_UNITS,
@@ -49,8 +51,24 @@ def block_maps(seen: Seen) -> RenderableType:
     """The blocks of each arena, coloured by state."""
     if not seen.infos:
         return Text("no arenas of this user")
-    parts = [part for info in seen.infos for part in (Text(), _Map(info))]
+    parts = [part for info in seen.infos for drawn in _maps(info) for part in (Text(), drawn)]
     return Group(*parts[1:])
+
+
+def _maps(info: ArenaInfo) -> Sequence[RenderableType]:
+    """Of each of its regions, or why there are none."""
+    if (problem := unreadable_text(info)) is not None:
+        return [Text(problem, style="red")]
+    charts = charts_of(info)
+    return [_Map(title_text(info, chart), chart, len(charts)) for chart in charts]
+
+
+def title_text(info: ArenaInfo, chart: Chart) -> str:
+    """Which region that is; only the arena's name, where it has no other than host memory."""
+    name, region = printable(info.name), chart.region
+    if region is None:
+        return f"{name} host memory" if info.regions else name
+    return f"{name} region {region.number}, {device_cell(region).full} {uuid_cell(region).short}"
 
 
 def unreadable_text(info: ArenaInfo) -> str | None:
@@ -70,8 +88,10 @@ def fragmentation_text(torn: Fragmentation) -> str:
     return f"{percent_text(torn.fraction)}: {runs}"
 
 
-def room_text(torn: Fragmentation) -> str:
+def room_text(chart: Chart, torn: Fragmentation) -> str:
     """What a write can have."""
+    if chart.lost:
+        return "nothing: the region is lost"
     return f"at most {size_text(torn.obtainable)}: free, ready and dead blocks in a row"
 
 
@@ -90,46 +110,44 @@ def address_texts(step: int, count: int) -> list[str]:
     return [f"{place * step >> 10 * power:,} {BINARY_UNITS[power]}" for place in range(count)]
 
 
-def cell_text(arena: BlockMap, grid: Grid) -> str:
+def cell_text(region: BlockMap, grid: Grid) -> str:
     """What one cell stands for."""
-    size = size_text(grid.blocks_per_cell * arena.block_size)
+    size = size_text(grid.blocks_per_cell * region.block_size)
     if grid.blocks_per_cell == 1:
         return f"a cell is a block, {size}"
     return f"a cell is {count_text(grid.blocks_per_cell)} blocks, {size}: what most of them are; dead if any is"
 
 
-def extent_text(arena: BlockMap) -> str:
-    """How large the arena is."""
-    size, block_size = size_text(arena.blocks * arena.block_size), size_text(arena.block_size)
-    return f"{size} in {plural(arena.blocks, 'block')} of {block_size}"
+def extent_text(region: BlockMap) -> str:
+    """How large the region is."""
+    size, block_size = size_text(region.blocks * region.block_size), size_text(region.block_size)
+    return f"{size} in {plural(region.blocks, 'block')} of {block_size}"
 
 
 class _Map:
-    """The map of one arena."""
+    """The map of one region; ``among`` so many on a screen."""
 
-    def __init__(self, info: ArenaInfo) -> None:
-        self._info = info
-        self._problem = unreadable_text(info)
-        if info.stats is not None and info.objects is not None:
-            self._arena = block_map(info.objects, info.stats.capacity, info.stats.block_size)
-            self._torn = fragmentation(self._arena)
-            self._sizes = object_sizes(info.objects, info.stats.block_size)
+    def __init__(self, title: str, chart: Chart, among: int) -> None:
+        self._title = title
+        self._among = among
+        self._chart = chart
+        self._blocks = chart.blocks
+        self._torn = fragmentation(chart.blocks)
+        self._sizes = object_sizes(chart.objects, chart.blocks.block_size)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self._problem is not None:
-            yield Text(self._problem, style="red")
-            return
-        width, height = options.max_width, options.max_height - 1  # the prompt comes below
+        width, height = options.max_width, options.max_height // self._among - 1  # the prompt, or a blank, comes below
         if not console.is_terminal:
             width, height = min(width, _PIPED[0]), _PIPED[1]
         coloured = _tells_colours(console, options)
         below = self._below(console, options.update(width=width, height=None), height, coloured)
-        canvas = _canvas(self._arena.blocks, width - _LABEL, height - _AROUND - len(below), coloured)
-        yield Text.assemble(
-            (printable(self._info.name), "bold"), f"  {extent_text(self._arena)}", no_wrap=True, overflow="crop"
-        )
+        canvas = _canvas(self._blocks.blocks, width - _LABEL, height - _AROUND - len(below), coloured)
+        lost = Text(" LOST ", REGION_STYLES["lost"]) if self._chart.lost else Text()
+        title = Text.assemble((self._title, "bold"), " ", lost, f" {extent_text(self._blocks)}")
+        title.no_wrap, title.overflow = True, "crop"
+        yield title
         yield from self._rows(canvas)
-        yield Text(cell_text(self._arena, canvas.grid), style="dim", no_wrap=True, overflow="crop")
+        yield Text(cell_text(self._blocks, canvas.grid), style="dim", no_wrap=True, overflow="crop")
         for line in below:
             yield from line
             yield Segment.line()
@@ -143,8 +161,8 @@ class _Map:
 
     def _rows(self, canvas: _Canvas) -> Iterator[Segment]:
         """The map, each line with the address at which it begins."""
-        grid, block_size = canvas.grid, self._arena.block_size
-        cells: list[int] = self._arena.cells(grid.blocks_per_cell).tolist()
+        grid, block_size = canvas.grid, self._blocks.block_size
+        cells: list[int] = self._blocks.cells(grid.blocks_per_cell).tolist()
         step = grid.columns * canvas.high
         begins = range(0, len(cells), step)
         addresses = address_texts(step * grid.blocks_per_cell * block_size, len(begins))
@@ -158,7 +176,7 @@ class _Map:
     def _in_full(self, coloured: bool) -> RenderableType:
         facts = [
             ("fragmentation", fragmentation_text(self._torn)),
-            ("one write", room_text(self._torn)),
+            ("one write", room_text(self._chart, self._torn)),
             ("object sizes", sizes_text(self._sizes)),
         ]
         return Group(Text(), self._legend(coloured), Text(), make_facts(facts))
@@ -167,18 +185,18 @@ class _Map:
         """What the colours mean, and how much is in each."""
         numbers = ("objects", "bytes", "of all")
         table = make_table("", *numbers, "", right=numbers)
-        for standing, (runs, blocks) in zip(STANDINGS, self._arena.totals(), strict=True):
+        for standing, (runs, blocks) in zip(STANDINGS, self._blocks.totals(), strict=True):
             objects = "-" if standing.name == "free" else count_text(runs)
-            share = percent_text(blocks / self._arena.blocks)
-            size = size_text(blocks * self._arena.block_size)
+            share = percent_text(blocks / self._blocks.blocks)
+            size = size_text(blocks * self._blocks.block_size)
             meaning = Text(standing.meaning, "dim", no_wrap=True, overflow="crop")  # a line more is one less of the map
             table.add_row(_swatch(standing, coloured), objects, size, share, meaning)
         return table
 
     def _in_short(self, coloured: bool) -> RenderableType:
         shares = [
-            _swatch(standing, coloured).append(f" {percent_text(blocks / self._arena.blocks)}")
-            for standing, (_, blocks) in zip(STANDINGS, self._arena.totals(), strict=True)
+            _swatch(standing, coloured).append(f" {percent_text(blocks / self._blocks.blocks)}")
+            for standing, (_, blocks) in zip(STANDINGS, self._blocks.totals(), strict=True)
             if blocks
         ]
         return Group(Text("  ").join(shares), Text(f"fragmentation {fragmentation_text(self._torn)}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from shmcache.stats import ArenaInfo, LaneInfo
+from shmcache.stats import ArenaInfo, LaneInfo, RegionInfo
 from shmcache_tools.text import plural, printable, size_text
 
 _INDENT: Final = "  "
@@ -61,7 +61,8 @@ def _remarks(info: ArenaInfo) -> list[Remark]:
         kept = f", and {size_text(info.stats.dead_bytes)} kept by the dead only" if info.stats.dead_bytes else ""
         dead = f"{name} has {plural(info.stats.lanes_dead, 'dead lane')}{kept}"
         found.append(Remark(f"{dead}; to reap", _cleanup("--reap", name), "red"))
-    return found + _stopped(name, [lane for lane in info.lanes if lane.stopped])
+    found += _stopped(name, [lane for lane in info.lanes if lane.stopped])
+    return found + [remark for region in info.regions if region.state == "lost" for remark in _lost(info, region, name)]
 
 
 def _unreadable(name: str, problem: str) -> Remark:
@@ -84,7 +85,33 @@ def _stopped(name: str, lanes: list[LaneInfo]) -> list[Remark]:
     ]
 
 
+def _lost(info: ArenaInfo, region: RegionInfo, name: str) -> Iterator[Remark]:
+    """Who keeps a region whose owner is gone. Where nobody does, it goes as soon as somebody reaps."""
+    sharers = {share.lane for share in info.shares or () if share.region == region.number}
+    keepers = [lane for lane in info.lanes if lane.state == "alive" and lane.index in sharers.union(region.opened)]
+    lost = f"region {region.number} of {name} is lost, but kept by {_lanes_text(keepers) if keepers else 'shares'}"
+    if region.opened:
+        lost += f" ({size_text(region.capacity)} of its GPU stays taken while it is open)"
+    # Of what may be only the dead's there is no more to say yet than that it is to be reaped.
+    kept = keepers or (region.used_bytes and not (info.stats and info.stats.lanes_dead))
+    if info.shares is None and kept:
+        yield Remark(f"{lost}; to see whose shares", _command("shmcache-stat", name, "--shares"), "red")
+    elif keepers:
+        pids = " ".join(str(lane.pid) for lane in keepers[:_MOST_PIDS])
+        yield Remark(f"{lost}; to end who does not let go", f"kill {pids}", "red")
+
+
+def _lanes_text(lanes: list[LaneInfo]) -> str:
+    """A few lanes by number, many by their count."""
+    if len(lanes) > _MOST_PIDS:
+        return plural(len(lanes), "lane")
+    return f"lane{'s' if len(lanes) > 1 else ''} {', '.join(str(lane.index) for lane in lanes)}"
+
+
 def _cleanup(option: str, name: str) -> str:
+    return _command("shmcache-cleanup", name, option)
+
+
+def _command(program: str, name: str, option: str) -> str:
     """The command, ready for a shell: a name may begin with a dash."""
-    words = ["shmcache-cleanup", *([option] if option else []), *(["--"] if name.startswith("-") else []), name]
-    return shlex.join(words)
+    return shlex.join([program, *([option] if option else []), *(["--"] if name.startswith("-") else []), name])

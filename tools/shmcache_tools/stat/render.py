@@ -24,6 +24,7 @@ from shmcache_tools.rates import Rates
 from shmcache_tools.stat.fitted_table import Cell, Column, FittedTable
 from shmcache_tools.stat.lanes_view import age_cell, count_cell, lanes_in_use, lanes_table, size_cell
 from shmcache_tools.stat.occupancy import OccupancyBar
+from shmcache_tools.stat.regions_view import device_memory_cell, device_memory_text, regions_by_owner, regions_table
 from shmcache_tools.stat.remarks import remarks_of
 from shmcache_tools.text import (
     age_text,
@@ -41,10 +42,8 @@ from shmcache_tools.text import (
 
 _COUNTERS_WIDTH: Final = 120  #: cells at most: a line of many counters is hard to follow
 
+_DEVICE: Final = Column("device memory", "device", right=True)  #: only where an arena has any
 _ARENA_COLUMNS: Final = (
-    Column("arena", least=12, middle=True),
-    Column("capacity", "size", right=True),
-    Column("used", right=True),
     Column("objects", "obj", right=True),
     Column("groups", "grp", right=True, goes=2),
     Column("live", right=True),
@@ -62,9 +61,12 @@ def arenas_table(seen: Seen) -> RenderableType:
     """One line an arena, and below it what to do about those that need it."""
     if not seen.infos:
         return Text("no arenas of this user")
-    table = FittedTable(_ARENA_COLUMNS)
+    device = [_DEVICE] if any(info.regions for info in seen.infos) else []
+    first = Column("arena", least=12, middle=True), Column("capacity", "size", right=True), Column("used", right=True)
+    table = FittedTable((*first, *device, *_ARENA_COLUMNS))
     for info in seen.infos:
-        table.add_row([printable(info.name), *_arena_numbers(info, seen), _state_cell(info)])
+        devices = [device_memory_cell(info)] if device else []
+        table.add_row([printable(info.name), *_host_memory(info), *devices, *_arena_numbers(info, seen)])
     return _with_remarks([table], seen.infos)
 
 
@@ -79,7 +81,9 @@ def arena_in_full(seen: Seen) -> RenderableType:
     rates = seen.rates.get(info.name)
     facts = [*_identity(info, seen.now), ("", ""), *_contents(info, stats), *_doings(stats, rates)]
     parts: list[RenderableType] = [make_facts(facts), Text(), OccupancyBar(stats)]
-    parts += [Text(), lanes_table(info.lanes, seen.now), _vacant_lanes(info)]
+    if info.regions:
+        parts += [Text(), regions_table(info)]
+    parts += [Text(), lanes_table(info.lanes, seen.now, regions_by_owner(info)), _vacant_lanes(info)]
     parts += [Text(), counters_table(stats.counters, rates)]
     if times := times_table(stats.histograms):
         parts += [Text(), times]
@@ -161,20 +165,15 @@ def _contents(info: ArenaInfo, stats: Stats) -> list[tuple[str, str | Text]]:
     """What is in it."""
     readable, writing, slots = map(count_text, (stats.objects, stats.writing, stats.slots))
     used = f"{size_text(stats.used_bytes)}, {percent_text(_used(stats))}"
+    host = " of host memory" if info.regions else ""
     return [
-        ("capacity", f"{size_text(stats.capacity)} in blocks of {size_text(stats.block_size)}"),
+        ("capacity", f"{size_text(stats.capacity)}{host} in blocks of {size_text(stats.block_size)}"),
         ("used", f"{used}; {size_text(stats.resident_bytes)} of memory, metadata included"),
+        *([("devices", device_memory_text(info))] if info.regions else []),
         ("objects", f"{readable} readable, {writing} being written, at most {slots}"),
         ("layouts", count_text(info.layouts)),
         ("shares", f"{count_text(stats.reserved)} reserved, {count_text(stats.held)} held"),
-        *_pinned_fact(info),
     ]
-
-
-def _pinned_fact(info: ArenaInfo) -> list[tuple[str, str | Text]]:
-    """Who has page-locked it for a GPU, if anybody has."""
-    pids = [str(lane.pid) for lane in info.lanes if lane.gauges.pinned_bytes]
-    return [("pinned", f"for a GPU, by pid {', '.join(pids)}")] if pids else []
 
 
 def _doings(stats: Stats, rates: Rates | None) -> list[tuple[str, str | Text]]:
@@ -228,13 +227,18 @@ def _used(stats: Stats) -> float | None:
     return stats.used_bytes / stats.capacity if stats.capacity else None
 
 
+def _host_memory(info: ArenaInfo) -> tuple[Cell, Cell]:
+    """Its capacity, and how much of it is used."""
+    if info.stats is None:
+        return Cell("-"), Cell("-")
+    return size_cell(info.stats.capacity), _percent_cell(_used(info.stats))
+
+
 def _arena_numbers(info: ArenaInfo, seen: Seen) -> list[Cell]:
     stats, rates = info.stats, seen.rates.get(info.name)
     if stats is None:
-        return [Cell("-")] * (len(_ARENA_COLUMNS) - 2)
+        return [*[Cell("-")] * (len(_ARENA_COLUMNS) - 1), _state_cell(info)]
     return [
-        size_cell(stats.capacity),
-        _percent_cell(_used(stats)),
         count_cell(stats.objects),
         count_cell(stats.groups),
         count_cell(stats.lanes_alive),
@@ -244,6 +248,7 @@ def _arena_numbers(info: ArenaInfo, seen: Seen) -> list[Cell]:
         _percent_cell(stats.hit_rate),
         _percent_cell(rates.hit_rate if rates else None),
         age_cell(seen.now - info.created),
+        _state_cell(info),
     ]
 
 

@@ -17,6 +17,7 @@ from shmcache.stats import ArenaInfo, LaneInfo, ShareInfo
 from shmcache_tools.look import Seen
 from shmcache_tools.stat.fitted_table import Cell, Column, FittedTable
 from shmcache_tools.stat.lanes_view import age_cell, count_cell, owner_cells, owner_columns, size_cell
+from shmcache_tools.stat.regions_view import REGION_STYLES
 from shmcache_tools.stat.remarks import remarks_of
 from shmcache_tools.stat.standings import STANDING
 from shmcache_tools.text import plural, printable
@@ -37,9 +38,9 @@ _SHARE_COLUMNS: Final = (
     Column("age", right=True),
     Column("key", least=16, middle=True),
     Column("size", right=True),
-    Column("count", "n", right=True, goes=1),
-    *owner_columns(command=4, group=3, rank=2),
 )
+_REGION: Final = Column("region")  #: only where a share is of an object in device memory
+_SHARER_COLUMNS: Final = (Column("count", "n", right=True, goes=1), *owner_columns(command=4, group=3, rank=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,13 @@ class _Holding:
     @property
     def lane(self) -> LaneInfo | None:
         return next((lane for lane in self.info.lanes if lane.index == self.share.lane), None)
+
+    def region_cell(self) -> Cell:
+        """The number of the region of device memory that the object lies in."""
+        number = self.share.region
+        if any(region.number == number and region.state == "lost" for region in self.info.regions):
+            return Cell(f"{number} lost", style=REGION_STYLES["lost"])
+        return Cell(str(number) if number else "-")
 
     def lane_cells(self) -> tuple[Cell, ...]:
         if self.lane is not None:
@@ -98,13 +106,15 @@ def _holders(found: Sequence[_Holding], rows: int, now: float, several: bool) ->
 
 
 def _shares(found: Sequence[_Holding], rows: int, now: float, several: bool) -> list[RenderableType]:
-    table = FittedTable((_ARENA, *_SHARE_COLUMNS) if several else _SHARE_COLUMNS)
+    devices = any(holding.share.region for holding in found)
+    columns = (*_SHARE_COLUMNS, *([_REGION] if devices else []), *_SHARER_COLUMNS)
+    table = FittedTable((_ARENA, *columns) if several else columns)
     for holding in found[:rows]:
         share = holding.share
         style = "dim" if holding.lease_over(now) else STANDING[share.kind].style
-        what = Cell(share.kind, style=style), age_cell(now - share.since), key_text(share.key)
-        numbers = size_cell(share.nbytes), count_cell(share.count)
-        table.add_row((*_arena_cells(holding, several), *what, *numbers, *holding.lane_cells()))
+        what = Cell(share.kind, style=style), age_cell(now - share.since), key_text(share.key), size_cell(share.nbytes)
+        where = [holding.region_cell()] if devices else []
+        table.add_row((*_arena_cells(holding, several), *what, *where, count_cell(share.count), *holding.lane_cells()))
     return [table, *_more(len(found) - rows, "more share")]
 
 

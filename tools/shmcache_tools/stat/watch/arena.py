@@ -9,11 +9,20 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from shmcache.stats import ArenaInfo, LaneInfo, Stats
+from shmcache.stats import ArenaInfo, LaneInfo, RegionInfo, Stats
 from shmcache_tools.rates import Rates
 from shmcache_tools.stat.lanes_view import lanes_in_use, owner_cells, state_of
 from shmcache_tools.stat.occupancy import OccupancyBar
+from shmcache_tools.stat.regions_view import (
+    REGION_STYLES,
+    device_cell,
+    owner_of,
+    regions_by_owner,
+    used_fraction,
+    uuid_cell,
+)
 from shmcache_tools.stat.remarks import remarks_of
+from shmcache_tools.stat.watch.bars import region_bar
 from shmcache_tools.stat.watch.columns import LiveColumn, LiveTable
 from shmcache_tools.stat.watch.history import History, Timeline
 from shmcache_tools.stat.watch.page import Page, Sheet, clock_text, line_text
@@ -27,6 +36,7 @@ from shmcache_tools.text import (
     printable,
     short_age_text,
     short_count_text,
+    short_percent_text,
     short_size_text,
 )
 
@@ -44,13 +54,15 @@ def arena_page(history: History, name: str, sheet: Sheet) -> Page:
         return Page(Group(_title(info, seen.now, sheet), *remarks_of([info])))
     rates = seen.rates.get(name)
     lanes = sorted(lanes_in_use(info.lanes), key=lambda lane: _URGENT.get(state_of(lane), 2))
-    table = LiveTable(_lane_columns(seen.now), sheet.width)
+    table = LiveTable(_lane_columns(info, seen.now), sheet.width)
+    owned = regions_by_owner(info)
     rows: list[RenderableType] = [
-        table.row(_Row(lane, None if rates is None else rates.lanes.get(lane.index))) for lane in lanes
+        table.row(_Row(lane, None if rates is None else rates.lanes.get(lane.index), owned.get(lane.index, "-")))
+        for lane in lanes
     ]
     return Page(
         Group(_title(info, seen.now, sheet), _facts(info.stats), OccupancyBar(info.stats)),
-        partial(_series_lines, info.stats, history.timelines[name], sheet),
+        partial(_extras, info, info.stats, history.timelines[name], sheet),
         table.titles(),
         Group(*(rows or [Text("no lane in use", style="dim")]), Text(), *remarks_of([info])),
     )
@@ -98,6 +110,35 @@ def _facts(stats: Stats) -> Text:
     return line_text(facts)
 
 
+def _extras(info: ArenaInfo, stats: Stats, timeline: Timeline, sheet: Sheet, rows: int) -> Sequence[Text]:
+    """A line a region of device memory, lost ones rather than others, and then the series."""
+    table = LiveTable(_region_columns(info, sheet), sheet.width)
+    regions = sorted(info.regions, key=lambda region: region.state != "lost")[:rows]
+    lines = [table.row(region) for region in sorted(regions, key=lambda region: region.number)]
+    return [*lines, *_series_lines(stats, timeline, sheet, rows - len(lines))]
+
+
+def _region_columns(info: ArenaInfo, sheet: Sheet) -> Iterator[LiveColumn[RegionInfo]]:
+    """They have no titles, so what is there says what it is."""
+    yield LiveColumn("", 9, lambda region: f"region {region.number}", left=True)
+    yield LiveColumn("", 7, lambda region: device_cell(region).full, goes=2, left=True)
+    yield LiveColumn("", 12, lambda region: uuid_cell(region).short, goes=4, left=True)
+    yield LiveColumn("", 6, lambda region: partial(region_bar, region, sheet), goes=1, grows=True)
+    yield LiveColumn("", 4, lambda region: short_percent_text(used_fraction(region)))
+    yield LiveColumn("", 9, lambda region: f"of {short_size_text(region.capacity)}", left=True)
+    yield LiveColumn("", 11, lambda region: _owner_text(owner_of(info, region)), goes=3, left=True)
+    yield LiveColumn("", 8, lambda region: f"{len(region.opened)} open", goes=5, left=True)
+    yield LiveColumn("", 4, _region_state, left=True)
+
+
+def _region_state(region: RegionInfo) -> tuple[str, str]:
+    return printable(region.state), REGION_STYLES.get(region.state, "")
+
+
+def _owner_text(lane: LaneInfo | None) -> str:
+    return f"pid {lane.pid}" if lane is not None and lane.pid else "owner gone"
+
+
 def _series_lines(stats: Stats, timeline: Timeline, sheet: Sheet, rows: int) -> Sequence[Text]:
     """A line a series, or for two where there is the width and not the height."""
     shown = series_of(stats)
@@ -128,13 +169,14 @@ def _value_text(series: Series, values: Sequence[float | None]) -> str:
 class _Row:
     """One lane, and what it does."""
 
-    def __init__(self, lane: LaneInfo, rates: Rates | None) -> None:
+    def __init__(self, lane: LaneInfo, rates: Rates | None, regions: str) -> None:
         self.lane = lane
+        self.regions = regions
         self.reads = "-" if rates is None else short_number(rates.per_s("read_hits"))
         _, self.group, self.rank, self.pid, self.command, self.state = owner_cells(lane)
 
 
-def _lane_columns(now: float) -> Iterator[LiveColumn[_Row]]:
+def _lane_columns(info: ArenaInfo, now: float) -> Iterator[LiveColumn[_Row]]:
     yield LiveColumn("group", 10, lambda row: row.group.full, goes=6, left=True)
     yield LiveColumn("rank", 4, lambda row: row.rank.short or row.rank.full)
     yield LiveColumn("pid", 7, lambda row: row.pid.full)
@@ -145,7 +187,15 @@ def _lane_columns(now: float) -> Iterator[LiveColumn[_Row]]:
     yield LiveColumn("oldest", 6, lambda row: _oldest(row.lane, now), goes=1)
     yield LiveColumn("rsv", 5, lambda row: short_count_text(row.lane.reserved), goes=4)
     yield LiveColumn("wr", 3, lambda row: short_count_text(row.lane.writing), goes=5)
+    if any(lane.gauges.pinned_bytes for lane in info.lanes):
+        yield LiveColumn("pinned", 6, lambda row: _pinned(row.lane), goes=7)
+    if info.regions:
+        yield LiveColumn("reg", 4, lambda row: row.regions, goes=8)
     yield LiveColumn("command", 8, lambda row: row.command.full, goes=3, left=True, grows=True)
+
+
+def _pinned(lane: LaneInfo) -> str:
+    return short_size_text(lane.gauges.pinned_bytes) if lane.gauges.pinned_bytes else "-"
 
 
 def _oldest(lane: LaneInfo, now: float) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from shmcache.stats import ArenaInfo, Stats
 from shmcache_tools.rates import Rates
+from shmcache_tools.stat.regions_view import device_memory_cell
 from shmcache_tools.stat.remarks import remarks_of
 from shmcache_tools.stat.watch.bars import used_cell
 from shmcache_tools.stat.watch.columns import Content, LiveColumn, LiveTable
@@ -50,7 +51,8 @@ def arenas_page(history: History, sheet: Sheet) -> Page:
     gone = {name: when for name, when in history.gone.items() if seen.now - when < _GONE_S}
     longest = max(map(len, (*gone, *(info.name for info in seen.infos))), default=0)
     name_width = max(_SHORTEST, min(longest, sheet.width // 4))
-    table = LiveTable(_columns(name_width, sheet), sheet.width)
+    devices = any(info.regions for info in seen.infos)
+    table = LiveTable(_columns(name_width, sheet, devices=devices), sheet.width)
     lines: list[RenderableType] = [_line(info, history, table, name_width) for info in seen.infos]
     lines += [Text(f"{_name(name, name_width)} gone since {clock_text(when)}", "dim") for name, when in gone.items()]
     if not lines:
@@ -84,9 +86,11 @@ def _line(info: ArenaInfo, history: History, table: LiveTable[_Row], name_width:
     return table.row(_Row(info, info.stats, rates, history.timelines[info.name].values(_READS)))
 
 
-def _columns(name_width: int, sheet: Sheet) -> Iterator[LiveColumn[_Row]]:
+def _columns(name_width: int, sheet: Sheet, *, devices: bool) -> Iterator[LiveColumn[_Row]]:
     yield LiveColumn("arena", name_width, lambda row: _arena_name(row, name_width), left=True)
     yield LiveColumn("used", 13, lambda row: used_cell(row.stats, 13, sheet))
+    if devices:
+        yield LiveColumn("device", 11, lambda row: _device(row.info))
     yield LiveColumn("hits", 4, _hit_rate)
     yield LiveColumn("read/s", 6, lambda row: row.growth("read_hits"))
     yield LiveColumn("look/s", 6, lambda row: row.growth("lookup_hits", "lookup_misses"), goes=2)
@@ -97,6 +101,11 @@ def _columns(name_width: int, sheet: Sheet) -> Iterator[LiveColumn[_Row]]:
     yield LiveColumn("rsv", 5, lambda row: short_count_text(row.stats.reserved), goes=3)
     yield LiveColumn("dead", 4, lambda row: _dead(row.stats))
     yield LiveColumn("keys read/s", 11, lambda row: partial(_reads_line, row, sheet), goes=4, grows=True)
+
+
+def _device(info: ArenaInfo) -> tuple[str, str]:
+    cell = device_memory_cell(info)
+    return cell.short or cell.full, cell.style
 
 
 def _reads_line(row: _Row, sheet: Sheet, width: int) -> Content:

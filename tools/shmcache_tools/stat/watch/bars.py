@@ -1,12 +1,12 @@
-"""How full an arena is, in a few cells of a line: one colour a standing, or one letter where there are no colours."""
+"""How full an arena or a region is, in a few cells of a line: colours, or letters where there are none."""
 
 from __future__ import annotations
 
 from rich.text import Text
 
-from shmcache.stats import Stats
+from shmcache.stats import RegionInfo, Stats
 from shmcache_tools.stat.occupancy import bytes_by_standing, share_out
-from shmcache_tools.stat.standings import STANDINGS, Standing
+from shmcache_tools.stat.standings import STANDING, STANDINGS, Standing
 from shmcache_tools.stat.watch.page import Sheet
 from shmcache_tools.text import short_percent_text
 
@@ -19,6 +19,13 @@ def used_cell(stats: Stats, width: int, sheet: Sheet) -> Text:
     for standing in reversed(STANDINGS):
         bar.append(_mark(standing, sheet) * cells[standing.name], standing.style)
     return bar.append(f"{percent:>5}")
+
+
+def region_bar(region: RegionInfo, sheet: Sheet, width: int) -> Text:
+    """How much of a region of device memory is used, in ``width`` cells; of what standing is not known."""
+    full, free = ("█", "░") if sheet.colours and sheet.utf8 else ("#", ".")
+    cells = share_out(width, {"used": region.used_bytes, "free": max(0, region.capacity - region.used_bytes)})
+    return Text.assemble((full * cells["used"], "cyan"), (free * cells["free"], STANDING["free"].style))
 
 
 def _mark(standing: Standing, sheet: Sheet) -> str:
