@@ -43,9 +43,8 @@ struct sc_extent sc_device_extent(const struct sc_segment *s, uint32_t region)
 
 static bool owner_lives(const struct sc_segment *s, uint32_t region, uint64_t state)
 {
-    uint64_t owner = owner_of(state);
-    return owner < s->g.lanes && sc_load32(&sc_lane(s, (uint32_t)owner)->incarnation) == sc_peek32(&sc_region(s, region)->incarnation) &&
-           sc_lane_held(s, (uint32_t)owner);
+    uint32_t owner = (uint32_t)owner_of(state), incarnation = sc_peek32(&sc_region(s, region)->incarnation);
+    return owner < s->g.lanes && sc_load32(&sc_lane(s, owner)->incarnation) == incarnation && sc_lane_held(s, owner);
 }
 
 bool sc_region_lives(const struct sc_segment *s, uint32_t region)
@@ -215,10 +214,10 @@ int sc_get_region(struct sc_segment *s, uint32_t region, struct sc_region_info *
     if (rc < 0)
         return rc;
     const struct sc_region *r = sc_region(s, region);
-    struct sc_extent e = sc_device_extent(s, region);
-    uint64_t state = sc_load(&r->state);
+    uint64_t state = sc_load(&r->state); /* before all that is told of it */
     if (sc_kind_of(state) == SC_REGION_NONE)
         return (int)sc_leave(s, 0);
+    struct sc_extent e = sc_device_extent(s, region);
     *info = (struct sc_region_info){
         .state = state_now(s, region, state),
         .generation = (uint32_t)(state >> 32),
