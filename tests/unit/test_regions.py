@@ -283,17 +283,21 @@ def test_a_writers_stream_is_done_before_others_may_read(gpus: Any, cache: Cache
         assert gpus.contents(read.tensors()[0]) == b"\x05" * 64
 
 
-def test_a_readers_stream_is_done_before_its_share_is_back(gpus: Any, cache: Cache) -> None:
+@pytest.mark.parametrize("how", ["release", "drop"])
+def test_a_readers_stream_is_done_before_its_share_is_back(gpus: Any, cache: Cache, how: str) -> None:
     put(cache, [b"k"], 64, cache.add_region("cuda:0", CAPACITY))
-    batch, stream = cache.read([b"k"]), gpus.stream()
+    batches, stream = [cache.read([b"k"])], gpus.stream()
     gpus.hold(stream)
-    got = gpus.copy(batch.tensors()[0], stream)
+    got = gpus.copy(batches[0].tensors()[0], stream)
 
-    def release() -> None:
+    def end() -> None:
         with gpus.current(stream):
-            batch.release()
+            if how == "release":
+                batches[0].release()
+            else:
+                batches.clear()
 
-    thread = threading.Thread(target=release)
+    thread = threading.Thread(target=end)
     thread.start()
     time.sleep(0.05)
     assert held(cache.name) == 1
@@ -524,43 +528,7 @@ def test_memory_that_somebody_looks_at_stays(
     end_process(double)
 
 
-# What the driver may be asked when
-
-
-def test_no_driver_call_under_the_arena_lock(double: cuda_double.Double, cache: Cache, join: Join) -> None:
-    under: list[str] = []
-
-    def look(name: str) -> Callable[[], None]:
-        def note() -> None:
-            lock = shmcache.inspect(cache.name).lock
-            if lock is not None:
-                under.append(name)
-
-        return note
-
-    double.before.update({name: look(name) for name in dir(double) if name.startswith("cu")})
-    other = join()
-    number = cache.add_region("cuda:0", CAPACITY)
-    put(other, [b"a", b"b"], 64, number)
-    with other.read([b"a"]) as batch:
-        batch.tensors()
-    other.read([b"b"]).release_after(double.make_stream())
-    other.evict(1, region="cuda:0")
-    other.close()
-    cache.remove_region(number)
-    cache.close()
-    assert {"cuMemAlloc", "cuMemFree", "cuEventQuery", "cuStreamSynchronize"} <= {*double.calls}
-    assert under == []
-
-
-def test_reaping_asks_no_driver(double: cuda_double.Double, cache: Cache, join: Join) -> None:
-    put(cache, [b"k"], 64, cache.add_region("cuda:0", CAPACITY))
-    before = len(double.calls)
-    cache.reap()
-    cache.verify()
-    cache.delete([b"k"])
-    cache.clear()
-    assert len(double.calls) == before
+# In others, and where it breaks
 
 
 def test_a_forked_child_has_no_part_in_it(double: cuda_double.Double, cache: Cache) -> None:

@@ -164,27 +164,6 @@ def test_calls_that_look_after_streams(
 # Dropped batches
 
 
-def test_a_dropped_batch_completes_the_stream(gpus: Any, cache: Cache) -> None:
-    put(cache, [b"k"], 64, cache.add_region("cuda:0", CAPACITY))
-    stream = gpus.stream()
-    gpus.hold(stream)
-    tensors = cache.read([b"k"]).tensors()
-    got = gpus.copy(tensors[0], stream)
-
-    def drop() -> None:
-        with gpus.current(stream):
-            tensors.clear()
-
-    thread = threading.Thread(target=drop)
-    thread.start()
-    time.sleep(0.05)
-    assert held(cache.name) == 1
-    gpus.let_go(stream)
-    thread.join(TIMEOUT_S)
-    assert held(cache.name) == 0
-    assert bytes(got.tolist()) == b"\x07" * 64
-
-
 def test_a_dropped_batch_of_which_only_device_tensors_are_left(gpus: Any, cache: Cache) -> None:
     put(cache, [b"k"], BF16, cache.add_region("cuda:0", CAPACITY))
     cache.put(b"h", b"x")

@@ -333,3 +333,42 @@ def test_what_is_no_region(double: Double, cache: Cache) -> None:
     with pytest.raises(ValueError, match=r"^capacity: expected at most 2\*\*48 bytes"):
         cache.add_region("cuda:0", 2**70)
     assert len(double.owned) == 1
+
+
+# What the driver may be asked when
+
+
+def test_no_driver_call_under_the_arena_lock(double: Double, cache: Cache, join: Join) -> None:
+    under: list[str] = []
+
+    def look(name: str) -> Callable[[], None]:
+        def note() -> None:
+            lock = shmcache.inspect(cache.name).lock
+            if lock is not None:
+                under.append(name)
+
+        return note
+
+    double.before.update({name: look(name) for name in dir(double) if name.startswith("cu")})
+    other = join()
+    number = cache.add_region("cuda:0", CAPACITY)
+    put(other, [b"a", b"b"], 64, number)
+    with other.read([b"a"]) as batch:
+        batch.tensors()
+    other.read([b"b"]).release_after(double.make_stream())
+    other.evict(1, region="cuda:0")
+    other.close()
+    cache.remove_region(number)
+    cache.close()
+    assert {"cuMemAlloc", "cuMemFree", "cuEventQuery", "cuStreamSynchronize"} <= {*double.calls}
+    assert under == []
+
+
+def test_reaping_asks_no_driver(double: Double, cache: Cache) -> None:
+    put(cache, [b"k"], 64, cache.add_region("cuda:0", CAPACITY))
+    before = len(double.calls)
+    cache.reap()
+    cache.verify()
+    cache.delete([b"k"])
+    cache.clear()
+    assert len(double.calls) == before
