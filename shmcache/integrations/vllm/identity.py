@@ -1,0 +1,83 @@
+"""What a key says beside the tokens: which model computed the KV, and how it lies in memory.
+
+A key is vLLM's hash of a block (its tokens and all before them) and 16 bytes of identity. Keys outlive engines, in the
+arena and in L2; so whatever makes KV of one engine useless to another must be told by the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Final
+
+__all__ = ["IDENTITY_BYTES", "digest", "fresh_identity", "weights_digest"]
+
+IDENTITY_BYTES: Final = 16
+
+_WEIGHTS: Final = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
+_SAMPLE_BYTES: Final = 4096
+_SAMPLES: Final = 256  #: of a file whose tensors are not known
+_MOST_HEADER_BYTES: Final = 100 << 20  #: as the format's own readers have it
+
+
+def digest(facts: Mapping[str, object]) -> bytes:
+    """16 bytes that differ where any of the facts (as JSON) does."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=IDENTITY_BYTES).digest()
+
+
+def fresh_identity() -> bytes:
+    """An identity that nobody else has, nor ever had."""
+    return secrets.token_bytes(IDENTITY_BYTES)
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the weights in a folder, wherever it lies and whenever it was copied there.
+
+    Of safetensors it reads the headers and 4 KiB out of the middle of every tensor, of other formats 256 times 4 KiB a
+    file, so that it takes a second, not minutes; weights that differ nowhere there pass for the same. Where the folder
+    holds no weights: of the names and sizes of its files.
+    """
+    found = hashlib.blake2b(digest_size=IDENTITY_BYTES)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = [path for path in files if path.suffix in _WEIGHTS]
+    for path in weights or files:
+        found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        if weights:
+            with path.open("rb") as file:
+                for sample in _samples(file, path):
+                    found.update(sample)
+    return found.hexdigest()
+
+
+def _samples(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    places = None
+    if path.suffix == ".safetensors" and (header := _header(file)):
+        yield header
+        places = _tensors(header)
+    if places is None:
+        size = path.stat().st_size
+        places = [size * i // _SAMPLES for i in range(_SAMPLES)]
+    for place in places:
+        file.seek(place)
+        yield file.read(_SAMPLE_BYTES)
+
+
+def _header(file: BinaryIO) -> bytes | None:
+    """The JSON at the head of a file of safetensors; None where it is none."""
+    raw = file.read(8)
+    size = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
+    return file.read(size) if 0 < size <= _MOST_HEADER_BYTES else None
+
+
+def _tensors(header: bytes) -> list[int] | None:
+    """Where in the file the middle of each tensor lies; None where the header says no such thing."""
+    try:
+        spans = [one["data_offsets"] for name, one in json.loads(header).items() if name != "__metadata__"]
+        return [8 + len(header) + max(start, (start + stop - _SAMPLE_BYTES) // 2) for start, stop in spans]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

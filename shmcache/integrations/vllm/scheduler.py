@@ -1,0 +1,290 @@
+"""The scheduler's side of the connector: what each request can load, what each step stores.
+
+All methods are called by the scheduler's thread, and none waits for a copy, for L2, or for a worker. An arena that
+fails costs hits, never requests: errors of shmcache end here, and are logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import shmcache
+from shmcache.integrations.vllm.counters import Counters
+from shmcache.integrations.vllm.hits import Hits
+from shmcache.integrations.vllm.identity import digest, fresh_identity
+from shmcache.integrations.vllm.messages import Load, Report, Shape, Step
+from shmcache.integrations.vllm.saves import Saves
+from shmcache.integrations.vllm.settings import Settings
+from shmcache.integrations.vllm.tier import Tier
+
+__all__ = ["Request", "Scheduler"]
+
+_log = logging.getLogger("shmcache.vllm")
+
+_PAUSE_S = 30.0  #: no stores for so long after a lock holder that is stopped made one wait in vain
+
+
+class Request(Protocol):
+    """What is used of vLLM's request."""
+
+    request_id: str
+    num_computed_tokens: int
+    block_hashes: Sequence[bytes]  #: of the full blocks of all tokens known; grows
+
+    num_tokens: int
+    skip_reading_prefix_cache: bool  #: whether the engine must compute it all
+
+
+@dataclass(slots=True)
+class _Chain:
+    """A request that is not finished."""
+
+    request: Request
+    identity: bytes
+    local: int = 0  # leading blocks that the engine had itself when it was asked for
+    asked: int = 0  # blocks that were looked for, and not counted yet
+    l2_hits: int = 0  # of the blocks that are loaded
+    wanted: int = 0  # leading blocks that are computed, once this step is
+    handled: int = 0  # of these, in the arena, or on their way there, or given up
+    _keys: list[bytes] = field(default_factory=list)
+
+    def keys(self, start: int, stop: int) -> list[bytes]:
+        have = len(self._keys)
+        if have < stop:
+            self._keys += [bytes(one) + self.identity for one in self.request.block_hashes[have:stop]]
+        return self._keys[start:stop]
+
+
+@dataclass(slots=True)
+class _Closing:
+    """A finished request that keeps its blocks until there is room for them in the arena, or until ``deadline``."""
+
+    chain: _Chain
+    blocks: list[int]
+    deadline: float
+
+
+class Scheduler:
+    """Made once the workers have said how blocks lie in memory.
+
+    ``identity_of`` gives what a request's keys end with, ``block_tokens`` how many tokens a block has. ``loads``,
+    ``saves``: whether this engine does so at all.
+    """
+
+    def __init__(
+        self,
+        cache: shmcache.Cache,
+        settings: Settings,
+        shape: Shape,
+        identity_of: Callable[[Request], bytes],
+        *,
+        block_tokens: int,
+        lease_s: float,
+        loads: bool = True,
+        saves: bool = True,
+    ) -> None:
+        self.counters = Counters()
+        self._cache = cache
+        self._settings = settings
+        self._shape = shape
+        self._identity_of = identity_of
+        self._block_tokens = block_tokens
+        self._loads = loads
+        self._saves = saves
+        self._tier = Tier(cache, settings.l2) if settings.l2 else None
+        self._hits = Hits(
+            cache,
+            shape,
+            self._tier,
+            self.counters,
+            lease_s=lease_s,
+            prefetch_timeout_s=settings.prefetch_timeout_s,
+        )
+        self._jobs = Saves(cache, shape, self.counters)
+        self._chains: dict[str, _Chain] = {}
+        self._closing: dict[str, _Closing] = {}
+        self._planned: list[Load] = []  # for the next step
+        self._written: set[int] = set()  # blocks that the next step, or a load before it, writes over
+        self._loading: set[str] = set()  # requests that wait for a load between steps
+        self._epoch = 0
+        self._salt = ""  # told by the keys since the cache was reset
+        self._no_saves_before = 0.0
+        self._complaints: set[str] = set()
+
+    # What vLLM asks, in the order of a request's life
+
+    def match(self, request: Request, computed_tokens: int) -> tuple[int | None, bool]:
+        """How many tokens beyond the engine's own ``computed_tokens`` can be loaded, and whether between steps; None:
+        ask again. At least one token is left to compute."""
+        chain = self._chain_of(request, computed_tokens // self._block_tokens)
+        if self._loads and not request.skip_reading_prefix_cache:
+            with self._shelter("look for hits"):
+                return self._match(chain)
+        return 0, False
+
+    def allocated(self, request: Request, blocks: list[int], external_tokens: int) -> None:
+        """The request has its ``blocks``, and ``external_tokens`` of them are to be loaded."""
+        chain = self._chains[request.request_id]
+        self._written.update(blocks[chain.local :])
+        count = -(-external_tokens // self._block_tokens)
+        chain.l2_hits = 0
+        with self._shelter("keep hits"):
+            chain.l2_hits = self._hits.take(request.request_id, count)
+        if count:
+            stop = chain.local + count
+            between_steps = self._is_large(count)
+            load = Load(request.request_id, chain.keys(chain.local, stop), blocks[chain.local : stop], between_steps)
+            self._planned.append(load)
+            if between_steps:
+                self._loading.add(request.request_id)
+        self.counters.add(asked_blocks=chain.asked, hit_blocks=count, l2_hit_blocks=chain.l2_hits)
+        chain.asked = 0
+
+    def l2_tokens(self, request: Request) -> int:
+        """How many of the tokens that are to be loaded came from L2."""
+        return self._chains[request.request_id].l2_hits * self._block_tokens
+
+    def step(
+        self, scheduled: Mapping[str, int], new_blocks: Iterable[int], blocks_of: Callable[[str], list[int]]
+    ) -> Step:
+        """What the workers have to do in the step that computes ``scheduled`` tokens of these requests.
+
+        ``new_blocks``: what running requests got for it. ``blocks_of`` gives all blocks of a request.
+        """
+        self._written.update(new_blocks)
+        step = Step(self._epoch, self._planned, flush=self._jobs.flushed(self._written))
+        self._planned = []
+        self._written.clear()
+        self.counters.add(flushes=len(step.flush))
+        if self._saves and time.monotonic() > self._no_saves_before:
+            with self._shelter("store blocks"):
+                for request_id, tokens in scheduled.items():
+                    self._save_computed(step, request_id, tokens, blocks_of)
+                self._save_late(step)
+        self._close_late(step)
+        return step
+
+    def done(self, report: Report, received: Iterable[str]) -> None:
+        """What the workers said after a step, and the requests whose loads between steps are through."""
+        self._loading.difference_update(received)
+        stored, spoilt = self._jobs.done(report)
+        if report.bad_epoch >= self._epoch:
+            # Until now requests may have been computed on from blocks that were never loaded.
+            self._epoch = report.bad_epoch + 1
+            spoilt = set(self._chains)
+        for request_id in spoilt & self._chains.keys():
+            self._chains[request_id].handled = 0
+        if self._tier is not None:
+            for keys in stored:
+                self.counters.add(l2_dropped_blocks=self._tier.store(keys))
+
+    def finished(self, request_id: str, blocks: list[int]) -> bool:
+        """Whether a request that is over keeps its blocks, until a step tells the workers that it is ``closed``."""
+        chain = self._chains.pop(request_id, None)
+        with self._shelter("give back hits"):
+            self._hits.drop(request_id)
+        if chain is None or not chain.wanted > chain.handled or request_id in self._loading:
+            return False
+        deadline = time.monotonic() + self._settings.save_timeout_s
+        self._closing[request_id] = _Closing(chain, blocks[: chain.wanted], deadline)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """Steps are needed though there may be no request: workers have something to report, or are to be told."""
+        return bool(self._jobs) or bool(self._closing)
+
+    def reset(self) -> None:
+        """What was stored before is never found again, by this engine: the model is another one now, for all we
+        know."""
+        self._salt = fresh_identity().hex()
+
+    def close(self) -> None:
+        """Gives back what is granted. Nothing depends on this: a death does the same."""
+        for request_id in list(self._chains):
+            with self._shelter("give back hits"):
+                self._hits.drop(request_id)
+        if self._tier is not None:
+            self._tier.close()
+
+    # Loading
+
+    def _chain_of(self, request: Request, local: int) -> _Chain:
+        """vLLM asks for requests of which nothing is computed: new ones, and those that were preempted."""
+        identity = self._identity_of(request)
+        if self._salt:
+            identity = digest({"identity": identity.hex(), "salt": self._salt})
+        chain = self._chains.get(request.request_id)
+        if chain is None or chain.wanted or chain.identity != identity:
+            chain = self._chains[request.request_id] = _Chain(request, identity)
+        chain.local = local
+        return chain
+
+    def _match(self, chain: _Chain) -> tuple[int | None, bool]:
+        request, start = chain.request, chain.local
+        keys = chain.keys(start, request.num_tokens // self._block_tokens)
+        chain.asked = len(keys)
+        hits = self._hits.find(request.request_id, keys) if keys else 0
+        if hits is None:
+            return None, False
+        stop = min((start + hits) * self._block_tokens, request.num_tokens - 1)
+        tokens = stop - start * self._block_tokens
+        return (tokens, self._is_large(hits)) if tokens > 0 else (0, False)
+
+    def _is_large(self, count: int) -> bool:
+        return count * self._shape.part_bytes > self._settings.sync_load_bytes
+
+    # Storing
+
+    def _save_computed(self, step: Step, request_id: str, tokens: int, blocks_of: Callable[[str], list[int]]) -> None:
+        """What this step makes full of a request, and what it could not store before."""
+        chain = self._chains.get(request_id)
+        if chain is None:
+            return
+        request = chain.request
+        # Tokens that are not known yet, as drafts, have no hash; so these blocks stay as this step leaves them.
+        chain.wanted = min((request.num_computed_tokens + tokens) // self._block_tokens, len(request.block_hashes))
+        if chain.wanted > chain.handled:
+            self._save(step, chain, blocks_of(request_id))
+
+    def _save(self, step: Step, chain: _Chain, blocks: list[int]) -> None:
+        start, stop = chain.handled, chain.wanted
+        keys = chain.keys(start, stop)
+        handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop])
+        chain.handled += handled
+        if save is not None:
+            step.saves.append(save)
+        if handled < len(keys):
+            self.counters.add(save_waits=1)
+
+    def _save_late(self, step: Step) -> None:
+        for closing in self._closing.values():
+            self._save(step, closing.chain, closing.blocks)
+
+    def _close_late(self, step: Step) -> None:
+        now = time.monotonic()
+        for request_id, closing in list(self._closing.items()):
+            missing = closing.chain.wanted - closing.chain.handled
+            if missing and now < closing.deadline:
+                continue
+            del self._closing[request_id]
+            step.closed.append(request_id)
+            self.counters.add(unsaved_blocks=missing)
+
+    @contextmanager
+    def _shelter(self, what: str) -> Iterator[None]:
+        """An error of the arena costs what was tried, and is logged, once of its kind."""
+        try:
+            yield
+        except shmcache.ShmcacheError as error:
+            if isinstance(error, shmcache.ArenaBusyError):  # each try would stop the engine for lock_timeout_s
+                self._no_saves_before = time.monotonic() + _PAUSE_S
+            kind = f"{what}: {type(error).__name__}"
+            if kind not in self._complaints:
+                self._complaints.add(kind)
+                _log.error("could not %s, and goes on without: %s", what, error)

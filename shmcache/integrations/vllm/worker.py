@@ -1,0 +1,162 @@
+"""A rank's side of the connector: loads objects into its blocks, and stores blocks, as the scheduler's side says.
+
+Small loads are made within the step that needs them, large ones and all stores by a thread each, so that the engine
+computes on meanwhile. A rank's share is back as soon as that rank has copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import shmcache
+from shmcache import ReadBatch, Status, WriteBatch
+from shmcache.integrations.vllm.copier import Copier
+from shmcache.integrations.vllm.counters import Counters
+from shmcache.integrations.vllm.messages import Load, Report, Save, Shape, Step
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger("shmcache.vllm")
+
+
+class Worker:
+    """Loads and stores of one rank. Its methods are called by the engine's thread."""
+
+    def __init__(self, cache: shmcache.Cache, rank: int, shape: Shape, copier: Copier) -> None:
+        self.counters = Counters()
+        self._cache = cache
+        self._shape = shape
+        self._part = shape.part(rank)
+        self._writes = shape.writes(rank)
+        self._copier = copier
+        self._loader = ThreadPoolExecutor(1, "shmcache-vllm-load")
+        self._saver = ThreadPoolExecutor(1, "shmcache-vllm-save")
+        self._saves: dict[int, Future[None]] = {}
+        self._loads: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()  # of the two below, which the threads add to
+        self._report = Report()
+        self._load_errors: set[int] = set()
+        self._bad_epoch = -1  # what was computed in it may come from blocks that were never loaded
+
+    def before(self, step: Step) -> None:
+        """Before the step writes over blocks: what is to be copied out of them is."""
+        if late := [self._saves[job] for job in step.flush if job in self._saves]:
+            wait(late)
+
+    def load(self, step: Step) -> None:
+        """The loads of the step: those within it are done, or enqueued before what the engine computes next."""
+        for load in step.loads:
+            if load.between_steps:
+                self._loads[load.request_id] = self._loader.submit(self._load_aside, load, step.epoch)
+            else:
+                self._load(load, step.epoch)
+
+    def save(self, step: Step) -> None:
+        """The stores of the step, which has computed all that they need; they go on while the next step computes."""
+        if not (self._writes and step.saves):
+            return
+        mark = self._copier.mark()
+        for save in step.saves:
+            self._saves[save.job] = self._saver.submit(self._save, save, mark, step.epoch)
+
+    def received(self) -> set[str]:
+        """The requests whose loads between steps are through since the last call, well or not."""
+        over = {request_id for request_id, load in self._loads.items() if load.done()}
+        for request_id in over:
+            self._loads.pop(request_id).result()
+        return over
+
+    def load_errors(self) -> set[int]:
+        """Blocks that hold no KV, as their objects were lost, since the last call."""
+        with self._lock:
+            errors, self._load_errors = self._load_errors, set()
+        return errors
+
+    def report(self) -> Report:
+        """What the scheduler's side has not been told yet."""
+        with self._lock:
+            report, self._report = self._report, Report()
+        for job in report.done:
+            self._saves.pop(job).result()
+        return report
+
+    def close(self) -> None:
+        """Waits for what is being copied. Nothing depends on this: a death does the same."""
+        self._loader.shutdown(cancel_futures=True)
+        self._saver.shutdown(cancel_futures=True)
+
+    # Loads
+
+    def _load_aside(self, load: Load, epoch: int) -> None:
+        with self._copier.aside():
+            stream = self._load(load, epoch)
+        if stream is not None:
+            stream.synchronize()
+
+    def _load(self, load: Load, epoch: int) -> Any:
+        """Claims the shares, copies, and gives them back once it is done. The stream that does it, or None."""
+        began, stream, good = time.perf_counter(), None, []
+        try:
+            with self._cache.read(load.keys) as batch:
+                good = [i for i, code in enumerate(batch.status) if code is Status.OK]
+                stream = self._copy_in(load, batch, good)
+                if stream is not None:
+                    batch.release_after(stream)
+        except (shmcache.ShmcacheError, RuntimeError) as error:  # RuntimeError: torch's
+            _log.error("request %s: could not load: %s", load.request_id, error)  # one line tells it
+            good = []
+        if len(good) < len(load.keys):
+            self._failed(load, good, epoch)
+        self.counters.add(loaded_bytes=len(good) * self._shape.part_bytes, load_seconds=time.perf_counter() - began)
+        return stream
+
+    def _copy_in(self, load: Load, batch: ReadBatch, good: list[int]) -> Any:
+        # What is made of the views must be gone before the batch can be released: so this is a function of its own.
+        views = batch.views
+        return self._copier.load([load.blocks[i] for i in good], [_piece(views[i], self._part) for i in good])
+
+    def _failed(self, load: Load, good: list[int], epoch: int) -> None:
+        bad = {block for i, block in enumerate(load.blocks) if i not in set(good)}
+        self.counters.add(load_errors=len(bad))
+        with self._lock:
+            self._load_errors |= bad
+            self._bad_epoch = max(self._bad_epoch, epoch)
+            self._report.bad_epoch = self._bad_epoch
+
+    # Stores
+
+    def _save(self, save: Save, mark: Any, epoch: int) -> None:
+        began, good = time.perf_counter(), False
+        try:
+            good = self._store(save, mark, epoch)
+        except (shmcache.ShmcacheError, RuntimeError) as error:
+            _log.error("%d blocks are not stored: %s", len(save.keys), error)  # one line tells it
+        nbytes = len(save.keys) * self._shape.part_bytes if good else 0
+        self.counters.add(saved_bytes=nbytes, save_seconds=time.perf_counter() - began)
+        self.counters.add(save_errors=0 if good else len(save.keys))
+        with self._lock:
+            self._report.done[save.job] += 1
+            if not good:
+                self._report.failed.add(save.job)
+
+    def _store(self, save: Save, mark: Any, epoch: int) -> bool:
+        """Whether this rank's part of every object is in place. If not, none of them is ever published."""
+        with self._cache.reserve_write(save.keys, self._shape.object_bytes, writers=self._shape.writers) as batch:
+            good = epoch > self._bad_epoch and all(code is Status.OK for code in batch.status)
+            if good:
+                self._copy_out(save, batch, mark)
+            else:
+                batch.abort()
+        return good
+
+    def _copy_out(self, save: Save, batch: WriteBatch, mark: Any) -> None:
+        self._copier.store(save.blocks, [_piece(view, self._part) for view in batch.views], mark)
+
+
+def _piece(view: memoryview | None, part: slice) -> memoryview:
+    assert view is not None  # noqa: S101 # its status is OK, and it lies in host memory
+    return view[part]
