@@ -110,18 +110,19 @@ class DeviceCopier(Copier):
     collected from them, on the device, many blocks at a time. The arena should be pinned."""
 
     def __init__(self, planes: list[torch.Tensor]) -> None:
-        self._planes = planes
+        self._planes = _in_words(planes)
         self._device = planes[0].device
         self._part_bytes = part_bytes_of(planes)
         self._layout = Layout((self._part_bytes,), "uint8")
         self._chunk = max(1, _STAGE_BYTES // self._part_bytes)  # blocks at a time
-        self._stream = torch.cuda.Stream(self._device)
+        self._load_stream = torch.cuda.Stream(self._device)
+        self._store_stream = torch.cuda.Stream(self._device)
 
     def load(self, blocks: list[int], parts: Sequence[memoryview]) -> Any:
         """Enqueued on return."""
         with torch.cuda.device(self._device):
             for ids, some in self._chunks(blocks, parts):
-                stage = torch.empty((len(some), self._part_bytes), dtype=torch.uint8, device=self._device)
+                stage = self._stage(len(some))
                 for row, part in zip(stage, some, strict=True):
                     row.copy_(self._tensor(part), non_blocking=True)
                 for plane, piece in self._pieces(stage):
@@ -134,41 +135,51 @@ class DeviceCopier(Copier):
 
     def store(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:
         """Waits for the mark and for the copies, not for what the engine computes meanwhile."""
-        with self.aside():
-            self._stream.wait_event(after)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._store_stream):
+            self._store_stream.wait_event(after)
             for ids, some in self._chunks(blocks, parts):
-                stage = torch.empty((len(some), self._part_bytes), dtype=torch.uint8, device=self._device)
+                stage = self._stage(len(some))
                 for plane, piece in self._pieces(stage):
                     piece.copy_(plane.index_select(1, ids))
                 for row, part in zip(stage, some, strict=True):
                     self._tensor(part).copy_(row, non_blocking=True)
-            self._stream.synchronize()
+            self._store_stream.synchronize()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Enqueues on a stream of this copier's."""
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._load_stream):
             yield
+
+    def _stage(self, rows: int) -> torch.Tensor:
+        """Device memory of the current stream: the allocator gives it to nobody else before that has passed."""
+        return torch.empty((rows, self._part_bytes), dtype=torch.uint8, device=self._device)
 
     def _chunks(
         self, blocks: list[int], parts: Sequence[memoryview]
     ) -> Iterator[tuple[torch.Tensor, Sequence[memoryview]]]:
         for start in range(0, len(blocks), self._chunk):
-            ids = torch.tensor(blocks[start : start + self._chunk], device=self._device)
-            yield ids, parts[start : start + self._chunk]
+            ids = torch.tensor(blocks[start : start + self._chunk], pin_memory=True)
+            yield ids.to(self._device, non_blocking=True), parts[start : start + self._chunk]
 
     def _pieces(self, stage: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each plane, and what of staged parts belongs to it, as (layers, parts, page)."""
         start = 0
         for plane in self._planes:
             layers, _, page = plane.shape
-            piece = stage[:, start : start + layers * page].view(-1, layers, page)
-            yield plane, piece.transpose(0, 1)
-            start += layers * page
+            stop = start + layers * page * plane.element_size()
+            yield plane, stage[:, start:stop].view(plane.dtype).view(-1, layers, page).transpose(0, 1)
+            start = stop
 
     def _tensor(self, part: memoryview) -> Any:
         """Over the bytes of a part, which may be read-only."""
         return self._layout.tensors(np.frombuffer(part, np.uint8))
+
+
+def _in_words(planes: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same memory by 8 bytes, which the device moves faster, where all of it comes in eights."""
+    places = [place for plane in planes for place in (plane.storage_offset(), plane.shape[2], *plane.stride()[:2])]
+    return [plane.view(torch.int64) for plane in planes] if not any(place % 8 for place in places) else planes
 
 
 def _pages(name: str, cache: torch.Tensor, num_blocks: int) -> torch.Tensor:

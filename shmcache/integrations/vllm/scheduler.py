@@ -188,10 +188,12 @@ class Scheduler:
         chain = self._chains.pop(request_id, None)
         with self._shelter("give back hits"):
             self._hits.drop(request_id)
-        if chain is None or not chain.wanted > chain.handled or request_id in self._loading:
+        if chain is None:
             return False
-        deadline = time.monotonic() + self._settings.save_timeout_s
-        self._closing[request_id] = _Closing(chain, blocks[: chain.wanted], deadline)
+        chain.wanted = min(chain.wanted, len(blocks))
+        if chain.wanted <= chain.handled or request_id in self._loading:
+            return False
+        self._closing[request_id] = _Closing(chain, blocks, time.monotonic() + self._settings.save_timeout_s)
         return True
 
     @property

@@ -37,14 +37,15 @@ class Settings:
         prefetch_timeout_s = _seconds(rest, "prefetch_timeout_s", 10.0)
         save_timeout_s = _seconds(rest, "save_timeout_s", 2.0)
         if unknown := sorted(rest.keys() - _ARENA_FIELDS):
-            known = ", ".join(field.name for field in (*fields(cls), *fields(shmcache.ArenaConfig)))
+            known = ", ".join(sorted({field.name for field in fields(cls)} - {"create"} | _ARENA_FIELDS))
             raise ValueError(f"kv_connector_extra_config: unknown {', '.join(unknown)}; expected {known}")
         if rest and "capacity" not in rest:
             raise ValueError(
                 f"kv_connector_extra_config: {', '.join(sorted(rest))} only matter where the arena is made; state "
                 '"capacity", too'
             )
-        create = shmcache.ArenaConfig(**rest) if rest else None
+        # Memory that is first given to a block when it is reserved would be given in the scheduler's time.
+        create = shmcache.ArenaConfig(**{"populate": True, **rest}) if rest else None
         return cls(arena, create, l2, sync_load_bytes, prefetch_timeout_s, save_timeout_s)
 
     def attach(self, group: str, rank: int, world_size: int) -> shmcache.Cache:

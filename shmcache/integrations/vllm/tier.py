@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import shmcache
@@ -19,13 +21,12 @@ _BACKLOG: Final = 4096  #: batches of keys that may wait to be stored; what come
 
 
 class Tier:
-    """Prefetches by request, and stores in the background by a thread of its own, as L2 may make it wait."""
+    """Prefetches by request, and stores in the background. What L2 may make one wait for, threads wait for."""
 
     def __init__(self, cache: shmcache.Cache, urls: tuple[str, ...]) -> None:
         self._manager = StorageManager(cache, urls, store=None)
-        self._waiting: queue.Queue[list[bytes] | None] = queue.Queue(_BACKLOG)
-        self._thread = threading.Thread(target=self._work, name="shmcache-vllm-store", daemon=True)
-        self._thread.start()
+        self._stores = _Line("shmcache-vllm-store", _BACKLOG)
+        self._ends = _Line("shmcache-vllm-cancel")
 
     def prefetch(self, keys: list[bytes], nbytes: int, ranks: int) -> PrefetchTask:
         """Begins to make a chain of objects of ``nbytes`` readable, with a share of each for every rank."""
@@ -36,30 +37,47 @@ class Tier:
         return self._manager.query_prefetch_status(task)
 
     def cancel(self, task: PrefetchTask) -> None:
-        """Gives back all that a prefetch has taken."""
-        self._manager.cancel_prefetch(task)
+        """All that a prefetch has taken will be given back."""
+        self._ends.put(partial(self._manager.cancel_prefetch, task))
 
     def store(self, keys: list[bytes]) -> int:
         """Objects to be stored some time: how many of them are not, as L2 does not keep up."""
-        try:
-            self._waiting.put_nowait(keys)
-        except queue.Full:
-            return len(keys)
-        return 0
+        return 0 if self._stores.put(partial(self._manager.store, keys)) else len(keys)
 
     def close(self) -> None:
         """Stores that have not begun are forgotten."""
-        with self._waiting.mutex:
-            self._waiting.queue.clear()
-        self._waiting.put(None)
+        self._stores.end()
+        self._ends.end()
         self._manager.close()
-        self._thread.join()
+
+
+class _Line:
+    """Calls that a thread makes one after the other. It is a daemon: nobody's exit waits for a call."""
+
+    def __init__(self, name: str, most: int = 0) -> None:
+        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(most)
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def put(self, call: Callable[[], object]) -> bool:
+        """False: there are too many already."""
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Calls that have not begun are never made."""
+        with self._calls.mutex:
+            self._calls.queue.clear()
+            self._calls.queue.append(None)
+            self._calls.not_empty.notify()
 
     def _work(self) -> None:
-        while (keys := self._waiting.get()) is not None:
+        while (call := self._calls.get()) is not None:
             try:
-                self._manager.store(keys)
+                call()
             except shmcache.ClosedError:
                 return
             except shmcache.ShmcacheError as error:
-                _log.warning("%d objects are not stored in L2: %s", len(keys), error)
+                _log.warning("L2: %s", error)
