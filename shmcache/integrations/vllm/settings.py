@@ -21,7 +21,7 @@ class Settings:
     arena: str  #: the arena's name
     create: shmcache.ArenaConfig | None  #: how to make it where it is not there
     l2: tuple[str, ...]  #: paths or URLs of second tiers, asked in this order
-    sync_load_bytes: int  #: a rank loads up to so much of one request within a step; more between steps
+    sync_load_bytes: int  #: a rank loads up to so much of one request within a step, more between steps; 0: all
     prefetch_timeout_s: float  #: a request waits so long for L2; then it takes what the arena has
     save_timeout_s: float  #: a finished request keeps its blocks so long while the arena has no room for them
 
@@ -33,7 +33,8 @@ class Settings:
         if not isinstance(arena, str):
             raise TypeError(f'kv_connector_extra_config: expected "arena", the name of an arena, got {shown(arena)}')
         l2 = _tiers(rest.pop("l2", ()))
-        sync_load_bytes = parse_size(rest.pop("sync_load_bytes", "64MiB"), "sync_load_bytes")
+        most = rest.pop("sync_load_bytes", "64MiB")
+        sync_load_bytes = 0 if most == 0 and most is not False else parse_size(most, "sync_load_bytes")
         prefetch_timeout_s = _seconds(rest, "prefetch_timeout_s", 10.0)
         save_timeout_s = _seconds(rest, "save_timeout_s", 2.0)
         if unknown := sorted(rest.keys() - _ARENA_FIELDS):
