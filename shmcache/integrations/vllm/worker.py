@@ -99,25 +99,31 @@ class Worker:
 
     def _load(self, load: Load, epoch: int) -> Any:
         """Claims the shares, copies, and gives them back once it is done. The stream that does it, or None."""
-        began, stream, good = time.perf_counter(), None, []
+        began, stream = time.perf_counter(), None
+        good: list[int] = []
         try:
             with self._cache.read(load.keys) as batch:
-                good = [i for i, code in enumerate(batch.status) if code is Status.OK]
-                stream = self._copy_in(load, batch, good)
+                good, stream = self._copy_in(load, batch)
                 if stream is not None:
                     batch.release_after(stream)
         except (shmcache.ShmcacheError, RuntimeError) as error:  # RuntimeError: torch's
-            _log.error("request %s: could not load: %s", load.request_id, error)  # one line tells it
+            _log.error("request %s: could not load: %s", load.request_id, error)
             good = []
         if len(good) < len(load.keys):
             self._failed(load, good, epoch)
         self.counters.add(loaded_bytes=len(good) * self._shape.part_bytes, load_seconds=time.perf_counter() - began)
         return stream
 
-    def _copy_in(self, load: Load, batch: ReadBatch, good: list[int]) -> Any:
+    def _copy_in(self, load: Load, batch: ReadBatch) -> tuple[list[int], Any]:
+        """Which of the objects are copied, and the stream that does it."""
         # What is made of the views must be gone before the batch can be released: so this is a function of its own.
         views = batch.views
-        return self._copier.load([load.blocks[i] for i in good], [_piece(views[i], self._part) for i in good])
+        parts = {i: view[self._part] for i, view in enumerate(views) if view is not None and self._is_whole(view)}
+        return list(parts), self._copier.load([load.blocks[i] for i in parts], list(parts.values()))
+
+    def _is_whole(self, view: memoryview) -> bool:
+        """Whoever wrote it under this key: it has all parts."""
+        return view.nbytes == self._shape.object_bytes
 
     def _failed(self, load: Load, good: list[int], epoch: int) -> None:
         bad = {block for i, block in enumerate(load.blocks) if i not in set(good)}
@@ -134,7 +140,7 @@ class Worker:
         try:
             good = self._store(save, mark, epoch)
         except (shmcache.ShmcacheError, RuntimeError) as error:
-            _log.error("%d blocks are not stored: %s", len(save.keys), error)  # one line tells it
+            _log.error("%d blocks are not stored: %s", len(save.keys), error)
         nbytes = len(save.keys) * self._shape.part_bytes if good else 0
         self.counters.add(saved_bytes=nbytes, save_seconds=time.perf_counter() - began)
         self.counters.add(save_errors=0 if good else len(save.keys))
@@ -154,9 +160,5 @@ class Worker:
         return good
 
     def _copy_out(self, save: Save, batch: WriteBatch, mark: Any) -> None:
-        self._copier.store(save.blocks, [_piece(view, self._part) for view in batch.views], mark)
-
-
-def _piece(view: memoryview | None, part: slice) -> memoryview:
-    assert view is not None  # noqa: S101 # its status is OK, and it lies in host memory
-    return view[part]
+        parts = [view[self._part] for view in batch.views if view is not None]
+        self._copier.store(save.blocks, parts, mark)
