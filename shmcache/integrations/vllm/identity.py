@@ -55,12 +55,11 @@ def weights_digest(folder: Path) -> str:
 
 
 def _samples(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    places = None
+    places, size = None, path.stat().st_size
     if path.suffix == ".safetensors" and (header := _header(file)):
         yield header
-        places = _tensors(header)
+        places = _tensors(header, size)
     if places is None:
-        size = path.stat().st_size
         places = [size * i // _SAMPLES for i in range(_SAMPLES)]
     for place in places:
         file.seek(place)
@@ -74,10 +73,11 @@ def _header(file: BinaryIO) -> bytes | None:
     return file.read(size) if 0 < size <= _MOST_HEADER_BYTES else None
 
 
-def _tensors(header: bytes) -> list[int] | None:
-    """Where in the file the middle of each tensor lies; None where the header says no such thing."""
+def _tensors(header: bytes, size: int) -> list[int] | None:
+    """Where in a file of ``size`` bytes the middle of each tensor lies; None where the header says no such thing."""
     try:
         spans = [one["data_offsets"] for name, one in json.loads(header).items() if name != "__metadata__"]
-        return [8 + len(header) + max(start, (start + stop - _SAMPLE_BYTES) // 2) for start, stop in spans]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        places = [8 + len(header) + max(start, (start + stop - _SAMPLE_BYTES) // 2) for start, stop in spans]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return places if all(type(place) is int and 0 <= place <= size for place in places) else None

@@ -32,7 +32,7 @@ class Shape:
 
     @property
     def writers(self) -> int:
-        """Of an object: a rank for each part, and the scheduler, which has reserved it."""
+        """Of an object: a rank for each part, and the scheduler, which reserves and publishes it."""
         return self.parts + 1
 
     def writes(self, rank: int) -> bool:
@@ -80,7 +80,7 @@ class Report:
     """From the workers to the scheduler: of one rank, or of all, added up."""
 
     done: Counter[int] = field(default_factory=Counter)  #: jobs, and how many ranks are through with each
-    failed: set[int] = field(default_factory=set)  #: of these, jobs that a rank gave up
+    failed: set[int] = field(default_factory=set)  #: of these, jobs that a rank could not do
     bad_epoch: int = -1  #: the last epoch in which a rank could not load something
 
     def __bool__(self) -> bool:

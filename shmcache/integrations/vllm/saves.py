@@ -1,9 +1,10 @@
-"""Which blocks are stored: reserved here, copied by the ranks, done when each of them says so.
+"""Which blocks are stored: reserved here, copied by the ranks, published here when each of them has said that it is
+through.
 
-The scheduler is a writer of every object, besides the rank of each part: it reserves, and its own part is done at once.
-So it is the scheduler that learns that the arena has no room, before any rank copies; the last rank publishes, and a
-rank that gives up leaves nothing behind. A block must stay as it is until the ranks are through with it: whoever writes
-over it first makes them finish (``flushed``).
+The scheduler is a writer of every object, besides the rank of each part, and the first to come and the last to go: it
+learns that the arena has no room before any rank copies; a rank that is late still joins the write that is meant; and
+nothing is published that any rank could not copy, or that was computed from blocks that were never loaded. A block must
+stay as it is until the ranks are through with it: whoever writes over it first makes them finish (``flushed``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import shmcache
-from shmcache import Status
+from shmcache import Status, WriteBatch
 from shmcache.integrations.vllm.counters import Counters
 from shmcache.integrations.vllm.messages import Report, Save, Shape
 
@@ -22,9 +23,11 @@ __all__ = ["Saves"]
 @dataclass(slots=True)
 class _Job:
     request_id: str
-    keys: list[bytes]
+    epoch: int
+    batch: WriteBatch  # the scheduler's part: open as long as the job
     blocks: list[int]
     waiting: int  # ranks that have not said that they are through
+    failed: bool = False
 
 
 class Saves:
@@ -37,49 +40,69 @@ class Saves:
         self._next = 0
         self._jobs: dict[int, _Job] = {}
         self._blocks: dict[int, int] = {}  # block of the engine: the job that reads it
+        self._bad_epoch = -1  # what was computed in it, and before, may come from blocks that were never loaded
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    def reserve(self, request_id: str, keys: list[bytes], blocks: list[int]) -> tuple[int, Save | None]:
-        """How many leading keys are in the arena or on their way there now, and what the ranks have to do for it. Fewer
-        than all: the arena has no room, as all of it is in use."""
-        with self._cache.reserve_write(keys, self._shape.object_bytes, writers=self._shape.writers) as batch:
-            status = batch.status
+    def reserve(self, request_id: str, keys: list[bytes], blocks: list[int], epoch: int) -> tuple[int, Save | None]:
+        """How many leading keys are in the arena or on their way there now, and what the ranks have to do for it.
+
+        Fewer than all: the arena has no room, as all of it is in use.
+        """
+        batch = self._cache.reserve_write(keys, self._shape.object_bytes, writers=self._shape.writers)
+        status = batch.status
         if there := [key for key, code in zip(keys, status, strict=True) if code is Status.EXISTS]:
             self._cache.touch(there)
-        handled = status.index(Status.NO_SPACE) if Status.NO_SPACE in status else len(keys)
-        chosen = [i for i, code in enumerate(status) if code is Status.OK]
-        return handled, self._begin(request_id, keys, blocks, chosen) if chosen else None
+        save = self._begin(request_id, batch, blocks, epoch) if Status.OK in status else None
+        return status.index(Status.NO_SPACE) if Status.NO_SPACE in status else len(keys), save
 
     def flushed(self, written: Iterable[int]) -> list[int]:
         """The jobs that must be through before these blocks are written over."""
         return sorted({self._blocks[block] for block in written if block in self._blocks})
 
     def done(self, report: Report) -> tuple[list[list[bytes]], set[str]]:
-        """The keys that are stored now, a list a job, and the requests of which a rank could not store something."""
+        """The keys that are stored now, a list a job, and the requests of which something is not."""
+        self._bad_epoch = max(self._bad_epoch, report.bad_epoch)
         stored, spoilt = [], set()
         for number, ranks in report.done.items():
             job = self._jobs[number]
             job.waiting -= ranks
-            if number in report.failed:
+            job.failed |= number in report.failed
+            if job.waiting:
+                continue
+            keys = self._end(number)
+            if len(keys) < len(job.blocks):
                 spoilt.add(job.request_id)
-                job.keys = []
-            if not job.waiting:
-                self._end(number)
-                stored.append(job.keys)
-        return [keys for keys in stored if keys], spoilt
+            if keys:
+                stored.append(keys)
+        return stored, spoilt
 
-    def _begin(self, request_id: str, keys: list[bytes], blocks: list[int], chosen: list[int]) -> Save:
-        save = Save(self._next, [keys[i] for i in chosen], [blocks[i] for i in chosen])
+    def close(self) -> None:
+        """Nothing that is on its way will be published."""
+        for job in self._jobs.values():
+            job.batch.abort()
+
+    def _begin(self, request_id: str, batch: WriteBatch, blocks: list[int], epoch: int) -> Save:
+        chosen = [
+            (key, block) for key, block, code in zip(batch.keys, blocks, batch.status, strict=True) if code is Status.OK
+        ]
+        save = Save(self._next, [key for key, _ in chosen], [block for _, block in chosen])
         self._next += 1
-        self._jobs[save.job] = _Job(request_id, save.keys, save.blocks, self._shape.parts)
+        self._jobs[save.job] = _Job(request_id, epoch, batch, save.blocks, self._shape.parts)
         self._blocks.update(dict.fromkeys(save.blocks, save.job))
         return save
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int) -> list[bytes]:
+        """All ranks are through with a job: the keys that are published."""
         job = self._jobs.pop(number)
         for block in job.blocks:
             if self._blocks.get(block) == number:
                 del self._blocks[block]
-        self._counters.add(saved_blocks=len(job.keys))
+        if job.failed or job.epoch <= self._bad_epoch:
+            job.batch.abort()
+            return []
+        chosen, found = job.batch.status, job.batch.publish()
+        keys = [key for key, had, has in zip(job.batch.keys, chosen, found, strict=True) if had is has is Status.OK]
+        self._counters.add(saved_blocks=len(keys))
+        return keys

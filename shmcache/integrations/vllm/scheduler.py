@@ -47,6 +47,8 @@ class _Chain:
     request: Request
     identity: bytes
     local: int = 0  # leading blocks that the engine had itself when it was asked for
+    between_steps: bool = False  # how vLLM was told that it would be loaded
+    stores: bool = True  # False once its blocks are not what its keys say
     asked: int = 0  # blocks that were looked for, and not counted yet
     l2_hits: int = 0  # of the blocks that are loaded
     wanted: int = 0  # leading blocks that are computed, once this step is
@@ -137,10 +139,9 @@ class Scheduler:
             chain.l2_hits = self._hits.take(request.request_id, count)
         if count:
             stop = chain.local + count
-            between_steps = self._is_large(count)
-            load = Load(request.request_id, chain.keys(chain.local, stop), blocks[chain.local : stop], between_steps)
-            self._planned.append(load)
-            if between_steps:
+            keys = chain.keys(chain.local, stop)
+            self._planned.append(Load(request.request_id, keys, blocks[chain.local : stop], chain.between_steps))
+            if chain.between_steps:
                 self._loading.add(request.request_id)
         self.counters.add(asked_blocks=chain.asked, hit_blocks=count, l2_hit_blocks=chain.l2_hits)
         chain.asked = 0
@@ -174,9 +175,12 @@ class Scheduler:
         self._loading.difference_update(received)
         stored, spoilt = self._jobs.done(report)
         if report.bad_epoch >= self._epoch:
-            # Until now requests may have been computed on from blocks that were never loaded.
+            # Until now requests may have been computed on from blocks that were never loaded. vLLM sets back those that
+            # run; what they compute from now on is good.
             self._epoch = report.bad_epoch + 1
             spoilt = set(self._chains)
+            for closing in self._closing.values():
+                closing.chain.stores = False
         for request_id in spoilt & self._chains.keys():
             self._chains[request_id].handled = 0
         if self._tier is not None:
@@ -191,7 +195,7 @@ class Scheduler:
         if chain is None:
             return False
         chain.wanted = min(chain.wanted, len(blocks))
-        if chain.wanted <= chain.handled or request_id in self._loading:
+        if chain.wanted <= chain.handled or not chain.stores or request_id in self._loading:
             return False
         self._closing[request_id] = _Closing(chain, blocks, time.monotonic() + self._settings.save_timeout_s)
         return True
@@ -202,15 +206,21 @@ class Scheduler:
         return bool(self._jobs) or bool(self._closing)
 
     def reset(self) -> None:
-        """What was stored before is never found again, by this engine: the model is another one now, for all we
-        know."""
+        """What was stored before is never found again by this engine: the model is another one now, for all we know.
+
+        A request that runs on computes from blocks of both, so nothing of it is stored.
+        """
         self._salt = fresh_identity().hex()
+        for chain in self._chains.values():
+            chain.stores = False
 
     def close(self) -> None:
         """Gives back what is granted. Nothing depends on this: a death does the same."""
         for request_id in list(self._chains):
             with self._shelter("give back hits"):
                 self._hits.drop(request_id)
+        with self._shelter("abort stores"):
+            self._jobs.close()
         if self._tier is not None:
             self._tier.close()
 
@@ -236,17 +246,15 @@ class Scheduler:
             return None, False
         stop = min((start + hits) * self._block_tokens, request.num_tokens - 1)
         tokens = stop - start * self._block_tokens
-        return (tokens, self._is_large(hits)) if tokens > 0 else (0, False)
-
-    def _is_large(self, count: int) -> bool:
-        return count * self._shape.part_bytes > self._settings.sync_load_bytes
+        chain.between_steps = tokens > 0 and hits * self._shape.part_bytes > self._settings.sync_load_bytes
+        return max(tokens, 0), chain.between_steps
 
     # Storing
 
     def _save_computed(self, step: Step, request_id: str, tokens: int, blocks_of: Callable[[str], list[int]]) -> None:
         """What this step makes full of a request, and what it could not store before."""
         chain = self._chains.get(request_id)
-        if chain is None:
+        if chain is None or not chain.stores:
             return
         request = chain.request
         # Tokens that are not known yet, as drafts, have no hash; so these blocks stay as this step leaves them.
@@ -257,7 +265,7 @@ class Scheduler:
     def _save(self, step: Step, chain: _Chain, blocks: list[int]) -> None:
         start, stop = chain.handled, chain.wanted
         keys = chain.keys(start, stop)
-        handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop])
+        handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop], step.epoch)
         chain.handled += handled
         if save is not None:
             step.saves.append(save)
@@ -266,13 +274,14 @@ class Scheduler:
 
     def _save_late(self, step: Step) -> None:
         for closing in self._closing.values():
-            self._save(step, closing.chain, closing.blocks)
+            if closing.chain.stores:
+                self._save(step, closing.chain, closing.blocks)
 
     def _close_late(self, step: Step) -> None:
         now = time.monotonic()
         for request_id, closing in list(self._closing.items()):
             missing = closing.chain.wanted - closing.chain.handled
-            if missing and now < closing.deadline:
+            if missing and closing.chain.stores and now < closing.deadline:
                 continue
             del self._closing[request_id]
             step.closed.append(request_id)

@@ -40,7 +40,6 @@ class Worker:
         self._lock = threading.Lock()  # of the two below, which the threads add to
         self._report = Report()
         self._load_errors: set[int] = set()
-        self._bad_epoch = -1  # what was computed in it may come from blocks that were never loaded
 
     def before(self, step: Step) -> None:
         """Before the step writes over blocks: what is to be copied out of them is."""
@@ -61,7 +60,7 @@ class Worker:
             return
         mark = self._copier.mark()
         for save in step.saves:
-            self._saves[save.job] = self._saver.submit(self._save, save, mark, step.epoch)
+            self._saves[save.job] = self._saver.submit(self._save, save, mark)
 
     def received(self) -> set[str]:
         """The requests whose loads between steps are through since the last call, well or not."""
@@ -130,15 +129,14 @@ class Worker:
         self.counters.add(load_errors=len(bad))
         with self._lock:
             self._load_errors |= bad
-            self._bad_epoch = max(self._bad_epoch, epoch)
-            self._report.bad_epoch = self._bad_epoch
+            self._report.bad_epoch = max(self._report.bad_epoch, epoch)
 
     # Stores
 
-    def _save(self, save: Save, mark: Any, epoch: int) -> None:
+    def _save(self, save: Save, mark: Any) -> None:
         began, good = time.perf_counter(), False
         try:
-            good = self._store(save, mark, epoch)
+            good = self._store(save, mark)
         except (shmcache.ShmcacheError, RuntimeError) as error:
             _log.error("%d blocks are not stored: %s", len(save.keys), error)
         nbytes = len(save.keys) * self._shape.part_bytes if good else 0
@@ -149,14 +147,15 @@ class Worker:
             if not good:
                 self._report.failed.add(save.job)
 
-    def _store(self, save: Save, mark: Any, epoch: int) -> bool:
-        """Whether this rank's part of every object is in place. If not, none of them is ever published."""
-        with self._cache.reserve_write(save.keys, self._shape.object_bytes, writers=self._shape.writers) as batch:
-            good = epoch > self._bad_epoch and all(code is Status.OK for code in batch.status)
+    def _store(self, save: Save, mark: Any) -> bool:
+        """Whether this rank's part of every object is in place. The scheduler's side decides what becomes of them."""
+        batch = self._cache.reserve_write(save.keys, self._shape.object_bytes, writers=self._shape.writers)
+        try:
+            good = all(code is Status.OK for code in batch.status)
             if good:
                 self._copy_out(save, batch, mark)
-            else:
-                batch.abort()
+        finally:
+            batch.publish()  # whatever it holds: to abort would free the keys while others of the group join
         return good
 
     def _copy_out(self, save: Save, batch: WriteBatch, mark: Any) -> None:
