@@ -6,11 +6,11 @@ One line of configuration gives it to an engine::
         "kv_connector_module_path": "shmcache.integrations.vllm", "kv_role": "kv_both",
         "kv_connector_extra_config": {"arena": "kv", "capacity": "8GiB", "l2": "/var/cache/kv"}}'
 
-What is where: ``connector`` speaks vLLM's interface, and is the only module that imports vLLM, with ``report`` (its
-metrics). ``scheduler`` decides in the scheduler's process: ``hits`` finds what can be loaded and grants it to the
-ranks, ``saves`` reserves what is to be stored. ``worker`` loads and stores in each rank's process, by a ``copier``.
-``messages`` is what goes between the two, ``settings`` what a user states, ``identity`` what a key says beside the
-tokens.
+What is where: ``connector`` speaks vLLM's interface; it and ``metrics`` are the only modules that import vLLM.
+``scheduler`` decides in the scheduler's process: ``hits`` finds what can be loaded and grants it to the ranks, by
+``tier`` also from L2; ``saves`` reserves and publishes what is stored. ``worker`` loads and stores in each rank's
+process, by a ``copier``. ``messages`` is what goes between the two, ``counters`` what both count, ``settings`` what a
+user states, ``identity`` what a key says beside the tokens, by ``digests``.
 """
 
 from __future__ import annotations

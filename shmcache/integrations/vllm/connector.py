@@ -8,8 +8,8 @@ often skips.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -27,7 +27,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 import shmcache
 from shmcache.integrations.vllm.copier import copier_of, part_bytes_of, planes_of
-from shmcache.integrations.vllm.identity import digest, weights_digest
+from shmcache.integrations.vllm.identity import Identity
 from shmcache.integrations.vllm.messages import Report, Shape, Step
 from shmcache.integrations.vllm.metrics import PrometheusMetrics, TransferStats
 from shmcache.integrations.vllm.scheduler import Scheduler
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShmCacheConnector"]
 
-_log = logging.getLogger("shmcache.vllm")
+_log = logging.getLogger("vllm.shmcache")
 
 _FORMAT: Final = 1  #: of what is stored under a key; another one is another identity
 
@@ -65,8 +65,7 @@ class _WorkerMetadata(KVConnectorWorkerMetadata):
 
 @dataclass
 class _Handshake(KVConnectorHandshakeMetadata):
-    """From a worker, once its KV cache is there: how an object is made up, and all else of the memory that its keys
-    tell."""
+    """From a worker, once its KV cache is there: how an object is made up, and all else that its keys tell of it."""
 
     shape: Shape
     memory: dict[str, Any]
@@ -78,6 +77,7 @@ class ShmCacheConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         _refuse_what_is_not_served(vllm_config, kv_cache_config)
+        _warn_of_random_hashes(vllm_config)
         self._ranks: Final = vllm_config.parallel_config.tensor_parallel_size
         self._settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config or {})
         self._scheduler: Scheduler | None = None
@@ -153,7 +153,7 @@ class ShmCacheConnector(KVConnectorBase_V1):
             self._cache,
             self._settings,
             first.shape,
-            _Identity(self._vllm_config, first),
+            Identity(self._vllm_config, {"shape": asdict(first.shape), **first.memory}).of,
             block_tokens=self._vllm_config.cache_config.block_size,
             lease_s=shmcache.inspect(self._settings.arena).read_lease_s,
             loads=self._kv_transfer_config.is_kv_consumer,
@@ -252,62 +252,17 @@ class ShmCacheConnector(KVConnectorBase_V1):
             _log.warning("copies between the arena and the device will be slow, as it is not pinned: %s", error)
 
 
-class _Identity:
-    """What the keys of a request say beside its tokens: the model with its adapter, and the memory of the KV cache."""
-
-    def __init__(self, vllm_config: VllmConfig, handshake: _Handshake) -> None:
-        self._base = digest(_facts_of(vllm_config, handshake))
-        self._adapters: dict[str, bytes] = {}
-
-    def __call__(self, request: Any) -> bytes:
-        adapter = getattr(request, "lora_request", None)
-        if adapter is None:
-            return self._base
-        if adapter.lora_path not in self._adapters:
-            facts = {"model": self._base.hex(), "adapter": _weights_of(adapter.lora_path, None)}
-            self._adapters[adapter.lora_path] = digest(facts)
-        return self._adapters[adapter.lora_path]
-
-
-def _facts_of(vllm_config: VllmConfig, handshake: _Handshake) -> dict[str, object]:
-    """Whatever makes KV of one engine useless to another."""
-    model, speculative = vllm_config.model_config, vllm_config.speculative_config
-    hub_commit = getattr(model.hf_config, "_commit_hash", None)
-    config = {name: value for name, value in model.hf_config.to_dict().items() if not name.startswith("_")}
-    return {
-        "format": _FORMAT,
-        "vllm": vllm.__version__,
-        "weights": _weights_of(model.model, hub_commit or model.revision),
-        "config": config,
-        "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
-        "loaded": [str(vllm_config.load_config.load_format), model.seed],  # made-up weights come from the seed
-        "drafts": speculative and [str(speculative.method), str(speculative.model)],
-        "cache_dtype": str(vllm_config.cache_config.cache_dtype),
-        "block_tokens": vllm_config.cache_config.block_size,
-        "shape": asdict(handshake.shape),
-        "memory": handshake.memory,
-    }
-
-
 def _memory_of(kv_caches: dict[str, torch.Tensor], kv_cache_config: KVCacheConfig) -> dict[str, Any]:
     """How the KV lies in an object, layer by layer; the number of blocks does not matter."""
     return {
+        "format": _FORMAT,
+        "vllm": vllm.__version__,
         "layout": str(kv_cache_config.kv_cache_layout),
         "layers": [
             [name, str(cache.dtype), list(cache.shape[1:]), list(cache.stride()[1:])]
             for name, cache in kv_caches.items()
         ],
     }
-
-
-def _weights_of(model: str, revision: str | None) -> str:
-    """Of a folder its weights, wherever it lies; of a model of the hub its name and commit."""
-    if Path(model).is_dir():
-        return weights_digest(Path(model))
-    if revision is None:
-        _log.warning("model %s: no revision is known, so keys tell its name only: never change it under that", model)
-    return f"{model}@{revision}"
 
 
 def _refuse_what_is_not_served(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
@@ -335,4 +290,14 @@ def _refuse_what_is_not_served(vllm_config: VllmConfig, kv_cache_config: KVCache
             f"ShmCacheConnector serves models with one KV cache group, of full attention or MLA, got {len(kinds)}: "
             f"{', '.join(kinds) or 'none'}; run this model without the connector"
             + (", or try --disable-hybrid-kv-cache-manager" if len(kinds) > 1 else "")
+        )
+
+
+def _warn_of_random_hashes(vllm_config: VllmConfig) -> None:
+    algorithm = vllm_config.cache_config.prefix_caching_hash_algo
+    if not algorithm.startswith("sha256") and "PYTHONHASHSEED" not in os.environ:
+        _log.warning(
+            "prefix_caching_hash_algo=%s begins with a random number in every engine, so that none finds what another "
+            "has stored; use sha256, or set PYTHONHASHSEED to the same for all",
+            algorithm,
         )

@@ -35,7 +35,7 @@ class Copier(Protocol):
         """Out of blocks as they are at a mark. It is done on return."""
 
     def aside(self) -> AbstractContextManager[Any]:
-        """For a thread whose loads must not wait for what the engine computes."""
+        """For a thread whose loads must not wait for what the engine computes; they are done at its end."""
 
 
 def planes_of(caches: Mapping[str, torch.Tensor], num_blocks: int) -> list[torch.Tensor]:
@@ -137,19 +137,24 @@ class DeviceCopier(Copier):
         """Waits for the mark and for the copies, not for what the engine computes meanwhile."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._store_stream):
             self._store_stream.wait_event(after)
-            for ids, some in self._chunks(blocks, parts):
-                stage = self._stage(len(some))
-                for plane, piece in self._pieces(stage):
-                    piece.copy_(plane.index_select(1, ids))
-                for row, part in zip(stage, some, strict=True):
-                    self._tensor(part).copy_(row, non_blocking=True)
-            self._store_stream.synchronize()
+            try:
+                for ids, some in self._chunks(blocks, parts):
+                    stage = self._stage(len(some))
+                    for plane, piece in self._pieces(stage):
+                        piece.copy_(plane.index_select(1, ids))
+                    for row, part in zip(stage, some, strict=True):
+                        self._tensor(part).copy_(row, non_blocking=True)
+            finally:
+                self._store_stream.synchronize()  # also of an error: nothing may be written later
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Enqueues on a stream of this copier's."""
+        """Enqueues on a stream of this copier's, and waits for it at the end, also of an error."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._load_stream):
-            yield
+            try:
+                yield
+            finally:
+                self._load_stream.synchronize()
 
     def _stage(self, rows: int) -> torch.Tensor:
         """Device memory of the current stream: the allocator gives it to nobody else before that has passed."""

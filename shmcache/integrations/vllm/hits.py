@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Hits"]
 
-_log = logging.getLogger("shmcache.vllm")
+_log = logging.getLogger("vllm.shmcache")
+
+
+_MOST_PREFETCHES = 16  #: at a time; each has shares of what it has found, which nobody can evict meanwhile
 
 
 @dataclass(slots=True)
@@ -35,6 +38,7 @@ class _Wanted:
     since: float
     hits: int = 0
     from_l2: int = 0
+    queued: bool = False  # L2 is to be asked, once others are through
     task: PrefetchTask | None = None  # running: then nothing is granted but what it grants
 
 
@@ -59,6 +63,14 @@ class Hits:
         self._renew_s = lease_s / 2
         self._timeout_s = prefetch_timeout_s
         self._wanted: dict[str, _Wanted] = {}
+        self._running = 0  # prefetches
+
+    def waits(self, request_id: str) -> bool:
+        """Whether ``find`` would say None. vLLM asks for every request of its queue in every step: so this is quick."""
+        wanted = self._wanted.get(request_id)
+        if wanted is None:
+            return False
+        return self._running >= _MOST_PREFETCHES if wanted.queued else not self._is_settled(wanted)
 
     def find(self, request_id: str, keys: list[bytes]) -> int | None:
         """How many leading keys every rank has a share of; None while L2 is asked."""
@@ -66,10 +78,15 @@ class Hits:
         if wanted is not None and wanted.keys != keys:
             self.drop(request_id)
             wanted = None
+        if not keys:
+            return 0
         if wanted is None:
-            return self._begin(request_id, keys)
-        if wanted.task is not None:
-            return self._ask(wanted)
+            wanted = self._wanted[request_id] = _Wanted(keys, time.monotonic())
+            wanted.queued = self._tier is not None and self._cache.lookup(keys) < len(keys)
+        if wanted.queued and self._running < _MOST_PREFETCHES:
+            self._prefetch(wanted)
+        if wanted.queued or not self._is_settled(wanted):
+            return None
         if self._is_stale(wanted):
             self._grant(wanted)
         return wanted.hits
@@ -90,37 +107,40 @@ class Hits:
         wanted = self._wanted.pop(request_id, None)
         if wanted is None:
             return
-        if wanted.task is not None and self._tier is not None:
-            self._tier.cancel(wanted.task)
+        if wanted.task is not None:
+            self._cancel(wanted)
         self._give_back(wanted)
 
-    def _begin(self, request_id: str, keys: list[bytes]) -> int | None:
-        wanted = _Wanted(keys, time.monotonic())
-        self._wanted[request_id] = wanted
-        if self._tier is None or self._cache.lookup(keys) == len(keys):
-            self._grant(wanted)
-            return wanted.hits
-        wanted.task = self._tier.prefetch(keys, self._shape.object_bytes, self._shape.ranks)
+    def _prefetch(self, wanted: _Wanted) -> None:
+        assert self._tier is not None  # noqa: S101 # without, nothing is queued
+        wanted.queued, wanted.since = False, time.monotonic()
+        wanted.task = self._tier.prefetch(wanted.keys, self._shape.object_bytes, self._shape.ranks)
+        self._running += 1
         self._counters.add(prefetches=1)
-        return self._ask(wanted)
 
-    def _ask(self, wanted: _Wanted) -> int | None:
-        """Whether the prefetch is through."""
-        assert wanted.task is not None and self._tier is not None  # noqa: S101, PT018 # its callers looked
+    def _is_settled(self, wanted: _Wanted) -> bool:
+        """Whether no prefetch runs for it; one that is through, or takes too long, is settled here."""
+        if wanted.task is None:
+            return True
+        assert self._tier is not None  # noqa: S101 # it has made the task
         result = self._tier.result(wanted.task)
-        if result is None and time.monotonic() < wanted.since + self._timeout_s:
-            return None
-        task, wanted.task, wanted.since = wanted.task, None, time.monotonic()
-        if result is None:
-            _log.warning("L2 has not answered within %s s; a request goes on without", self._timeout_s)
-            self._counters.add(prefetch_timeouts=1)
-            self._tier.cancel(task)
-            self._grant(wanted)
-        else:
-            wanted.hits, wanted.from_l2 = result.hits, result.l2_hits
+        if result is not None:
+            wanted.task = None
+            self._running -= 1
+            wanted.hits, wanted.from_l2, wanted.since = result.hits, result.l2_hits, time.monotonic()
             if result.error is not None:
                 _log.warning("a prefetch ended early: %s", result.error)
-        return wanted.hits
+        elif time.monotonic() > wanted.since + self._timeout_s:
+            _log.warning("L2 has not answered within %s s; a request goes on without", self._timeout_s)
+            self._counters.add(prefetch_timeouts=1)
+            self._cancel(wanted)
+        return wanted.task is None
+
+    def _cancel(self, wanted: _Wanted) -> None:
+        assert self._tier is not None and wanted.task is not None  # noqa: S101, PT018 # its callers looked
+        self._tier.cancel(wanted.task)
+        wanted.task = None
+        self._running -= 1
 
     def _is_stale(self, wanted: _Wanted) -> bool:
         """The lease of its shares is half over, or the arena has more of its keys by now."""

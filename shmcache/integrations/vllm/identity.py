@@ -6,78 +6,90 @@ arena and in L2; so whatever makes KV of one engine useless to another must be t
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
-import struct
-from collections.abc import Iterator, Mapping
+import logging
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any
 
-__all__ = ["IDENTITY_BYTES", "digest", "fresh_identity", "weights_digest"]
+from shmcache.integrations.vllm.digests import digest, fresh_identity, weights_digest
 
-IDENTITY_BYTES: Final = 16
+__all__ = ["Identity"]
 
-_WEIGHTS: Final = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
-_SAMPLE_BYTES: Final = 4096
-_SAMPLES: Final = 256  #: of a file whose tensors are not known
-_MOST_HEADER_BYTES: Final = 100 << 20  #: as the format's own readers have it
+_log = logging.getLogger("vllm.shmcache")
 
 
-def digest(facts: Mapping[str, object]) -> bytes:
-    """16 bytes that differ where any of the facts (as JSON) does."""
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=IDENTITY_BYTES).digest()
+class Identity:
+    """What the keys of a request say beside its tokens: the model with its adapter, and the memory of the KV cache.
 
-
-def fresh_identity() -> bytes:
-    """An identity that nobody else has, nor ever had."""
-    return secrets.token_bytes(IDENTITY_BYTES)
-
-
-def weights_digest(folder: Path) -> str:
-    """Of the weights in a folder, wherever it lies and whenever it was copied there.
-
-    Of safetensors it reads the headers and 4 KiB out of the middle of every tensor, of other formats 256 times 4 KiB a
-    file, so that it takes a second, not minutes; weights that differ nowhere there pass for the same. Where the folder
-    holds no weights: of the names and sizes of its files.
+    ``vllm_config`` is vLLM's; ``memory`` says, as JSON, how KV lies in an object.
     """
-    found = hashlib.blake2b(digest_size=IDENTITY_BYTES)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    weights = [path for path in files if path.suffix in _WEIGHTS]
-    for path in weights or files:
-        found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        if weights:
-            with path.open("rb") as file:
-                for sample in _samples(file, path):
-                    found.update(sample)
-    return found.hexdigest()
+
+    def __init__(self, vllm_config: Any, memory: dict[str, object]) -> None:
+        self._base = digest({**_facts_of(vllm_config), "memory": memory})
+        self._adapters: dict[str, bytes] = {}
+
+    def of(self, request: Any) -> bytes:
+        """The end of its keys."""
+        adapter = getattr(request, "lora_request", None)
+        if adapter is None:
+            return self._base
+        if adapter.lora_path not in self._adapters:
+            self._adapters[adapter.lora_path] = self._of_adapter(adapter.lora_path)
+        return self._adapters[adapter.lora_path]
+
+    def _of_adapter(self, path: str) -> bytes:
+        try:
+            return digest({"model": self._base.hex(), "adapter": _weights_of(path, None)})
+        except OSError as error:
+            _log.warning("adapter %s: its KV is not shared, as it cannot be read: %s", path, error)
+            return fresh_identity()
 
 
-def _samples(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    places, size = None, path.stat().st_size
-    if path.suffix == ".safetensors" and (header := _header(file)):
-        yield header
-        places = _tensors(header, size)
-    if places is None:
-        places = [size * i // _SAMPLES for i in range(_SAMPLES)]
-    for place in places:
-        file.seek(place)
-        yield file.read(_SAMPLE_BYTES)
+def _facts_of(vllm_config: Any) -> dict[str, object]:
+    """Whatever makes KV of one engine useless to another."""
+    model = vllm_config.model_config
+    config = {name: value for name, value in model.hf_config.to_dict().items() if not name.startswith("_")}
+    return {
+        "weights": _model_weights(vllm_config),
+        "drafts": _draft_weights(vllm_config),
+        "config": config,
+        "max_model_len": model.max_model_len if _depends_on_length(config) else None,
+        "generation_config": str(model.override_generation_config),  # Llama 4 scales its attention by it
+        "media": str(model.multimodal_config and model.multimodal_config.mm_processor_kwargs),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "block_tokens": vllm_config.cache_config.block_size,
+    }
 
 
-def _header(file: BinaryIO) -> bytes | None:
-    """The JSON at the head of a file of safetensors; None where it is none."""
-    raw = file.read(8)
-    size = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-    return file.read(size) if 0 < size <= _MOST_HEADER_BYTES else None
+def _depends_on_length(config: dict[str, object]) -> bool:
+    """Whether vLLM computes the same tokens in another way where max_model_len is larger: LongRoPE, Llama 4."""
+    text = json.dumps(config, default=str)
+    return "original_max_position_embeddings" in text or "llama4" in text
 
 
-def _tensors(header: bytes, size: int) -> list[int] | None:
-    """Where in a file of ``size`` bytes the middle of each tensor lies; None where the header says no such thing."""
-    try:
-        spans = [one["data_offsets"] for name, one in json.loads(header).items() if name != "__metadata__"]
-        places = [8 + len(header) + max(start, (start + stop - _SAMPLE_BYTES) // 2) for start, stop in spans]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+def _model_weights(vllm_config: Any) -> str:
+    model = vllm_config.model_config
+    if str(vllm_config.load_config.load_format) == "dummy":  # made up from the seed
+        return f"dummy:{model.seed}"
+    commit = getattr(model.hf_config, "_commit_hash", None)
+    return _weights_of(model.model_weights or model.model, commit or model.revision)
+
+
+def _draft_weights(vllm_config: Any) -> str | None:
+    """Of a draft model, whose KV lies in the same blocks; drafts without a model of their own name the target's."""
+    speculative = vllm_config.speculative_config
+    draft = speculative and speculative.draft_model_config
+    if not draft or draft.model == vllm_config.model_config.model:
         return None
-    return places if all(type(place) is int and 0 <= place <= size for place in places) else None
+    return _weights_of(draft.model, draft.revision)
+
+
+def _weights_of(model: str, revision: str | None) -> str:
+    """Of a folder or a file its weights, wherever it lies; of a model of the hub its name and commit."""
+    if Path(model).exists():
+        return weights_digest(Path(model))
+    if revision is None:
+        _log.warning("model %s: no revision is known, so keys tell its name only: never change it under that", model)
+    return f"{model}@{revision}"

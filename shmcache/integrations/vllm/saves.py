@@ -9,6 +9,7 @@ stay as it is until the ranks are through with it: whoever writes over it first 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from shmcache.integrations.vllm.counters import Counters
 from shmcache.integrations.vllm.messages import Report, Save, Shape
 
 __all__ = ["Saves"]
+
+_log = logging.getLogger("vllm.shmcache")
 
 
 @dataclass(slots=True)
@@ -40,6 +43,7 @@ class Saves:
         self._next = 0
         self._jobs: dict[int, _Job] = {}
         self._blocks: dict[int, int] = {}  # block of the engine: the job that reads it
+        self._failed: list[WriteBatch] = []  # to be aborted, which may have to wait for the arena lock
         self._bad_epoch = -1  # what was computed in it, and before, may come from blocks that were never loaded
 
     def __bool__(self) -> bool:
@@ -78,10 +82,17 @@ class Saves:
                 stored.append(keys)
         return stored, spoilt
 
+    def abort_failed(self) -> None:
+        """Frees what failed; until then its keys are in flight."""
+        while self._failed:
+            self._failed[-1].abort()
+            self._failed.pop()
+
     def close(self) -> None:
         """Nothing that is on its way will be published."""
-        for job in self._jobs.values():
-            job.batch.abort()
+        self._failed += [job.batch for job in self._jobs.values()]
+        self._jobs.clear()
+        self.abort_failed()
 
     def _begin(self, request_id: str, batch: WriteBatch, blocks: list[int], epoch: int) -> Save:
         chosen = [
@@ -100,9 +111,15 @@ class Saves:
             if self._blocks.get(block) == number:
                 del self._blocks[block]
         if job.failed or job.epoch <= self._bad_epoch:
-            job.batch.abort()
+            self._failed.append(job.batch)
             return []
-        chosen, found = job.batch.status, job.batch.publish()
+        chosen = job.batch.status
+        try:
+            found = job.batch.publish()
+        except shmcache.ShmcacheError as error:
+            _log.error("%d blocks are not stored: %s", len(job.blocks), error)
+            self._failed.append(job.batch)
+            return []
         keys = [key for key, had, has in zip(job.batch.keys, chosen, found, strict=True) if had is has is Status.OK]
         self._counters.add(saved_blocks=len(keys))
         return keys

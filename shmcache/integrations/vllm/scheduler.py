@@ -15,8 +15,8 @@ from typing import Protocol
 
 import shmcache
 from shmcache.integrations.vllm.counters import Counters
+from shmcache.integrations.vllm.digests import digest, fresh_identity
 from shmcache.integrations.vllm.hits import Hits
-from shmcache.integrations.vllm.identity import digest, fresh_identity
 from shmcache.integrations.vllm.messages import Load, Report, Shape, Step
 from shmcache.integrations.vllm.saves import Saves
 from shmcache.integrations.vllm.settings import Settings
@@ -24,7 +24,7 @@ from shmcache.integrations.vllm.tier import Tier
 
 __all__ = ["Request", "Scheduler"]
 
-_log = logging.getLogger("shmcache.vllm")
+_log = logging.getLogger("vllm.shmcache")
 
 _PAUSE_S = 30.0  #: no stores for so long after a lock holder that is stopped made one wait in vain
 
@@ -123,6 +123,8 @@ class Scheduler:
     def match(self, request: Request, computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the engine's own ``computed_tokens`` can be loaded, and whether between steps; None:
         ask again. At least one token is left to compute."""
+        if self._hits.waits(request.request_id):
+            return None, False
         chain = self._chain_of(request, computed_tokens // self._block_tokens)
         if self._loads and not request.skip_reading_prefix_cache:
             with self._shelter("look for hits"):
@@ -164,6 +166,7 @@ class Scheduler:
         self.counters.add(flushes=len(step.flush))
         if self._saves and time.monotonic() > self._no_saves_before:
             with self._shelter("store blocks"):
+                self._jobs.abort_failed()
                 for request_id, tokens in scheduled.items():
                     self._save_computed(step, request_id, tokens, blocks_of)
                 self._save_late(step)
@@ -241,7 +244,7 @@ class Scheduler:
         request, start = chain.request, chain.local
         keys = chain.keys(start, request.num_tokens // self._block_tokens)
         chain.asked = len(keys)
-        hits = self._hits.find(request.request_id, keys) if keys else 0
+        hits = self._hits.find(request.request_id, keys)
         if hits is None:
             return None, False
         stop = min((start + hits) * self._block_tokens, request.num_tokens - 1)

@@ -15,7 +15,7 @@ from shmcache.storage.task import PrefetchResult, PrefetchTask
 
 __all__ = ["Tier"]
 
-_log = logging.getLogger("shmcache.vllm")
+_log = logging.getLogger("vllm.shmcache")
 
 _BACKLOG: Final = 4096  #: batches of keys that may wait to be stored; what comes beyond is not stored
 

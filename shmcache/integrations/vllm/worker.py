@@ -20,7 +20,7 @@ from shmcache.integrations.vllm.messages import Load, Report, Save, Shape, Step
 
 __all__ = ["Worker"]
 
-_log = logging.getLogger("shmcache.vllm")
+_log = logging.getLogger("vllm.shmcache")
 
 
 class Worker:
@@ -92,26 +92,23 @@ class Worker:
 
     def _load_aside(self, load: Load, epoch: int) -> None:
         with self._copier.aside():
-            stream = self._load(load, epoch)
-        if stream is not None:
-            stream.synchronize()
+            self._load(load, epoch)
 
-    def _load(self, load: Load, epoch: int) -> Any:
-        """Claims the shares, copies, and gives them back once it is done. The stream that does it, or None."""
-        began, stream = time.perf_counter(), None
+    def _load(self, load: Load, epoch: int) -> None:
+        """Claims the shares, copies, and gives them back once that is done."""
+        began = time.perf_counter()
         good: list[int] = []
         try:
             with self._cache.read(load.keys) as batch:
-                good, stream = self._copy_in(load, batch)
+                copied, stream = self._copy_in(load, batch)
                 if stream is not None:
-                    batch.release_after(stream)
-        except (shmcache.ShmcacheError, RuntimeError) as error:  # RuntimeError: torch's
-            _log.error("request %s: could not load: %s", load.request_id, error)
-            good = []
+                    _release_after(batch, stream)
+            good = copied
+        except Exception:  # noqa: BLE001 # whatever it is, it costs these blocks, and not the engine
+            _log.exception("request %s: could not load", load.request_id)
         if len(good) < len(load.keys):
             self._failed(load, good, epoch)
         self.counters.add(loaded_bytes=len(good) * self._shape.part_bytes, load_seconds=time.perf_counter() - began)
-        return stream
 
     def _copy_in(self, load: Load, batch: ReadBatch) -> tuple[list[int], Any]:
         """Which of the objects are copied, and the stream that does it."""
@@ -137,8 +134,8 @@ class Worker:
         began, good = time.perf_counter(), False
         try:
             good = self._store(save, mark)
-        except (shmcache.ShmcacheError, RuntimeError) as error:
-            _log.error("%d blocks are not stored: %s", len(save.keys), error)
+        except Exception:  # noqa: BLE001 # as above; the scheduler's side must be told in any case
+            _log.exception("%d blocks are not stored", len(save.keys))
         nbytes = len(save.keys) * self._shape.part_bytes if good else 0
         self.counters.add(saved_bytes=nbytes, save_seconds=time.perf_counter() - began)
         self.counters.add(save_errors=0 if good else len(save.keys))
@@ -161,3 +158,11 @@ class Worker:
     def _copy_out(self, save: Save, batch: WriteBatch, mark: Any) -> None:
         parts = [view[self._part] for view in batch.views if view is not None]
         self._copier.store(save.blocks, parts, mark)
+
+
+def _release_after(batch: ReadBatch, stream: Any) -> None:
+    """The shares go back once the stream has copied; at once where the driver cannot tell that (no cuda-bindings)."""
+    try:
+        batch.release_after(stream)
+    except shmcache.DeviceError:
+        stream.synchronize()
