@@ -8,7 +8,7 @@ One line of configuration gives it to an engine::
 
 What is where: ``connector`` speaks vLLM's interface; it and ``metrics`` are the only modules that import vLLM.
 ``scheduler`` decides in the scheduler's process: ``hits`` finds what can be loaded and grants it to the ranks, by
-``tier`` also from L2; ``saves`` reserves and publishes what is stored. ``worker`` loads and stores in each rank's
+``tier`` also from L2; ``saves`` reserves and publishes what is saved. ``worker`` loads and saves in each rank's
 process, by a ``copier``. ``messages`` is what goes between the two, ``counters`` what both count, ``settings`` what a
 user states, ``identity`` what a key says beside the tokens, by ``digests``.
 """

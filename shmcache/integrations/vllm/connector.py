@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,9 @@ from vllm.v1.kv_cache_interface import is_full_attention_spec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 import shmcache
+from shmcache.arena import MAX_GROUP
 from shmcache.integrations.vllm.copier import copier_of, part_bytes_of, planes_of
+from shmcache.integrations.vllm.digests import digest
 from shmcache.integrations.vllm.identity import Identity
 from shmcache.integrations.vllm.messages import Report, Shape, Step
 from shmcache.integrations.vllm.metrics import PrometheusMetrics, TransferStats
@@ -45,7 +48,7 @@ __all__ = ["ShmCacheConnector"]
 
 _log = logging.getLogger("vllm.shmcache")
 
-_FORMAT: Final = 1  #: of what is stored under a key; another one is another identity
+_FORMAT: Final = 1  #: of what is saved under a key; another one is another identity
 
 
 @dataclass
@@ -85,13 +88,12 @@ class ShmCacheConnector(KVConnectorBase_V1):
         self._handshake: _Handshake | None = None
         # The scheduler is the group's last rank, as it takes part in the writing of every object.
         self._rank = self._ranks if role == KVConnectorRole.SCHEDULER else get_tensor_model_parallel_rank()
-        group = f"vllm-{self._kv_transfer_config.engine_id}"
-        self._cache = self._settings.attach(group, self._rank, self._ranks + 1)
+        self._cache = self._settings.attach(_group_of(vllm_config), self._rank, self._ranks + 1)
         _log.info("%s attached to arena %s", role.name.lower(), self._cache)
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """No: what is not stored is computed again."""
+        """No: what is not saved is computed again."""
         return False
 
     # In a worker, in the order of a step
@@ -121,10 +123,10 @@ class ShmCacheConnector(KVConnectorBase_V1):
         """All layers are loaded, or enqueued to be, when ``start_load_kv`` returns."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Blocks are stored with all layers, after the step."""
+        """Blocks are saved with all layers, after the step."""
 
     def wait_for_save(self) -> None:
-        """The step is computed: begins to store what it made full. The next step computes meanwhile."""
+        """The step is computed: begins to save what it made full. The next step computes meanwhile."""
         self._in_worker.save(self._bound_step)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:  # noqa: ARG002 # the step says it
@@ -189,7 +191,7 @@ class ShmCacheConnector(KVConnectorBase_V1):
         """What the workers said after a step."""
         said = connector_output.kv_connector_worker_meta
         report = said.report if isinstance(said, _WorkerMetadata) else Report()
-        self._in_scheduler.done(report, connector_output.finished_recving or ())
+        self._in_scheduler.done(report)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request is over, or was aborted: gives back what it did not use."""
@@ -200,7 +202,7 @@ class ShmCacheConnector(KVConnectorBase_V1):
         return self._in_scheduler.has_work
 
     def reset_cache(self) -> bool:
-        """What was stored before is not found any more by this engine; others keep it."""
+        """What was saved before is not found any more by this engine; others keep it."""
         self._in_scheduler.reset()
         return True
 
@@ -265,29 +267,37 @@ def _memory_of(kv_caches: dict[str, torch.Tensor], kv_cache_config: KVCacheConfi
     }
 
 
+def _group_of(vllm_config: VllmConfig) -> str:
+    """Every engine has an id of its own, which its scheduler and its workers know; a user may state a long one."""
+    group = f"vllm-{vllm_config.kv_transfer_config.engine_id}"
+    return group if len(group.encode()) <= MAX_GROUP else f"vllm-{digest({'engine_id': group}).hex()}"
+
+
 def _refuse_what_is_not_served(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """ValueError says what ShmCacheConnector cannot do, and what to do instead."""
+    reason = next(_not_served(vllm_config, kv_cache_config), None)
+    if reason is not None:
+        raise ValueError(f"ShmCacheConnector {reason}")
+
+
+def _not_served(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[str]:
     parallel = vllm_config.parallel_config
+    pipeline, context = parallel.pipeline_parallel_size, parallel.prefill_context_parallel_size
     if parallel.world_size != parallel.tensor_parallel_size:
-        raise ValueError(
-            "ShmCacheConnector serves tensor and data parallelism, got pipeline_parallel_size="
-            f"{parallel.pipeline_parallel_size} and prefill_context_parallel_size="
-            f"{parallel.prefill_context_parallel_size}; set both to 1"
+        yield (
+            f"serves tensor and data parallelism, got pipeline_parallel_size={pipeline} and "
+            f"prefill_context_parallel_size={context}; set both to 1"
         )
-    if parallel.decode_context_parallel_size != 1:
-        raise ValueError(
-            "ShmCacheConnector needs whole blocks in every rank, got decode_context_parallel_size="
-            f"{parallel.decode_context_parallel_size}; set it to 1"
-        )
-    if parallel.nnodes_within_dp != 1:
-        raise ValueError(
-            f"ShmCacheConnector shares memory of one host, got ranks of one engine on {parallel.nnodes_within_dp}; "
-            "run an engine a host"
-        )
+    if (context := parallel.decode_context_parallel_size) != 1:
+        yield f"needs whole blocks in every rank, got decode_context_parallel_size={context}; set it to 1"
+    if (hosts := parallel.nnodes_within_dp) != 1:
+        yield f"shares memory of one host, got the ranks of an engine on {hosts}; run an engine a host"
+    if not vllm_config.model_config.is_prefix_caching_supported:
+        yield "needs a model that can go on from a prefix, and vLLM says that this cannot; run it without the connector"
     kinds = [type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups]
     if len(kinds) != 1 or not is_full_attention_spec(kv_cache_config.kv_cache_groups[0].kv_cache_spec):
-        raise ValueError(
-            f"ShmCacheConnector serves models with one KV cache group, of full attention or MLA, got {len(kinds)}: "
+        yield (
+            f"serves models with one KV cache group, of full attention or MLA, got {len(kinds)}: "
             f"{', '.join(kinds) or 'none'}; run this model without the connector"
             + (", or try --disable-hybrid-kv-cache-manager" if len(kinds) > 1 else "")
         )
@@ -298,6 +308,6 @@ def _warn_of_random_hashes(vllm_config: VllmConfig) -> None:
     if not algorithm.startswith("sha256") and "PYTHONHASHSEED" not in os.environ:
         _log.warning(
             "prefix_caching_hash_algo=%s begins with a random number in every engine, so that none finds what another "
-            "has stored; use sha256, or set PYTHONHASHSEED to the same for all",
+            "has saved; use sha256, or set PYTHONHASHSEED to the same for all",
             algorithm,
         )

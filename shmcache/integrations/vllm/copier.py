@@ -29,13 +29,14 @@ class Copier(Protocol):
         """Into blocks. None: it is done; else the stream that does it, the calling thread's."""
 
     def mark(self) -> Any:
-        """What the engine has computed until now, for ``store``."""
+        """What the engine has computed until now, for ``save`` and ``aside``."""
 
-    def store(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:
+    def save(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:
         """Out of blocks as they are at a mark. It is done on return."""
 
-    def aside(self) -> AbstractContextManager[Any]:
-        """For a thread whose loads must not wait for what the engine computes; they are done at its end."""
+    def aside(self, after: Any) -> AbstractContextManager[Any]:
+        """For a thread whose loads wait for a mark, and not for what the engine computes later; they are done at its
+        end."""
 
 
 def planes_of(caches: Mapping[str, torch.Tensor], num_blocks: int) -> list[torch.Tensor]:
@@ -86,13 +87,13 @@ class HostCopier(Copier):
     def mark(self) -> None:
         """What the CPU was asked to compute is computed."""
 
-    def store(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:  # noqa: ARG002 # see mark
+    def save(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:  # noqa: ARG002 # see mark
         """Done on return."""
         for block, part in zip(blocks, parts, strict=True):
             for plane, piece in self._pieces(part):
                 np.copyto(piece, plane[:, block])
 
-    def aside(self) -> AbstractContextManager[Any]:
+    def aside(self, after: Any) -> AbstractContextManager[Any]:  # noqa: ARG002 # see mark
         """Nothing: a thread is aside."""
         return nullcontext()
 
@@ -116,7 +117,7 @@ class DeviceCopier(Copier):
         self._layout = Layout((self._part_bytes,), "uint8")
         self._chunk = max(1, _STAGE_BYTES // self._part_bytes)  # blocks at a time
         self._load_stream = torch.cuda.Stream(self._device)
-        self._store_stream = torch.cuda.Stream(self._device)
+        self._save_stream = torch.cuda.Stream(self._device)
 
     def load(self, blocks: list[int], parts: Sequence[memoryview]) -> Any:
         """Enqueued on return."""
@@ -133,10 +134,10 @@ class DeviceCopier(Copier):
         """An event of the engine's stream."""
         return torch.cuda.current_stream(self._device).record_event()
 
-    def store(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:
+    def save(self, blocks: list[int], parts: Sequence[memoryview], after: Any) -> None:
         """Waits for the mark and for the copies, not for what the engine computes meanwhile."""
-        with torch.cuda.device(self._device), torch.cuda.stream(self._store_stream):
-            self._store_stream.wait_event(after)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._save_stream):
+            self._save_stream.wait_event(after)
             try:
                 for ids, some in self._chunks(blocks, parts):
                     stage = self._stage(len(some))
@@ -145,12 +146,13 @@ class DeviceCopier(Copier):
                     for row, part in zip(stage, some, strict=True):
                         self._tensor(part).copy_(row, non_blocking=True)
             finally:
-                self._store_stream.synchronize()  # also of an error: nothing may be written later
+                self._save_stream.synchronize()  # also of an error: nothing may be written later
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self, after: Any) -> Iterator[None]:
         """Enqueues on a stream of this copier's, and waits for it at the end, also of an error."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._load_stream):
+            self._load_stream.wait_event(after)
             try:
                 yield
             finally:

@@ -17,14 +17,14 @@ COUNTERS: Final = {
     "loaded_bytes": "Bytes copied into blocks, of all ranks",
     "load_seconds": "Time that ranks spent with these copies",
     "load_errors": "Blocks that a rank could not load",
-    "saved_blocks": "Blocks that were stored",
+    "saved_blocks": "Blocks that were saved",
     "saved_bytes": "Bytes copied out of blocks, of all ranks",
     "save_seconds": "Time that ranks spent with these copies",
-    "save_errors": "Blocks that a rank could not store",
-    "save_waits": "Times that stores waited, as all of the arena was in use",
-    "unsaved_blocks": "Blocks that were not stored, as all of the arena was in use for too long",
+    "save_errors": "Blocks that a rank could not save",
+    "save_waits": "Times that saves waited, as all of the arena was in use",
+    "unsaved_blocks": "Blocks that were not saved, as all of the arena was in use for too long",
     "l2_dropped_blocks": "Blocks that were not stored in L2, as it did not keep up",
-    "flushes": "Stores that a step had to wait for",
+    "flushes": "Saves that a step had to wait for",
 }
 
 

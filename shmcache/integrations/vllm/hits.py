@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import shmcache
@@ -35,7 +35,7 @@ class _Wanted:
     """What one request could load: leading ``keys``, of which ``hits`` are granted."""
 
     keys: list[bytes]
-    since: float
+    since: float  # its shares were granted then, or later
     hits: int = 0
     from_l2: int = 0
     queued: bool = False  # L2 is to be asked, once others are through
@@ -60,7 +60,7 @@ class Hits:
         self._extra_count = shape.ranks - 1
         self._tier = tier
         self._counters = counters
-        self._renew_s = lease_s / 2
+        self._lease_s = lease_s
         self._timeout_s = prefetch_timeout_s
         self._wanted: dict[str, _Wanted] = {}
         self._running = 0  # prefetches
@@ -127,7 +127,7 @@ class Hits:
         if result is not None:
             wanted.task = None
             self._running -= 1
-            wanted.hits, wanted.from_l2, wanted.since = result.hits, result.l2_hits, time.monotonic()
+            wanted.hits, wanted.from_l2 = result.hits, result.l2_hits
             if result.error is not None:
                 _log.warning("a prefetch ended early: %s", result.error)
         elif time.monotonic() > wanted.since + self._timeout_s:
@@ -144,23 +144,23 @@ class Hits:
 
     def _is_stale(self, wanted: _Wanted) -> bool:
         """The lease of its shares is half over, or the arena has more of its keys by now."""
-        if wanted.hits and time.monotonic() > wanted.since + self._renew_s:
+        if wanted.hits and time.monotonic() > wanted.since + self._lease_s / 2:
             return True
         return wanted.hits < len(wanted.keys) and self._cache.lookup(wanted.keys[wanted.hits :]) > 0
 
     def _grant(self, wanted: _Wanted) -> None:
         """Grants what the arena has of the chain, and gives back what was granted before."""
-        before, wanted.hits = wanted.hits, 0
+        old = replace(wanted)
         there = wanted.keys[: self._cache.lookup(wanted.keys)]
-        wanted.since = time.monotonic()
+        wanted.hits, wanted.since = 0, time.monotonic()
         granted = self._cache.reserve_read(there, self._extra_count) if there else []
         hits = next((i for i, code in enumerate(granted) if code is not Status.OK), len(granted))
-        behind_the_gap = [key for key, code in zip(there[hits:], granted[hits:], strict=True) if code is Status.OK]
-        for keys in (behind_the_gap, wanted.keys[:before]):
-            if keys:
-                self._cache.cancel_read(keys, self._extra_count)
+        if behind_the_gap := [key for key, code in zip(there[hits:], granted[hits:], strict=True) if code is Status.OK]:
+            self._cache.cancel_read(behind_the_gap, self._extra_count)
         wanted.hits = hits
+        self._give_back(old)
 
     def _give_back(self, wanted: _Wanted) -> None:
-        if wanted.hits:
+        # Once the lease is over its shares may have been revoked, and those that are there be another request's.
+        if wanted.hits and time.monotonic() < wanted.since + self._lease_s:
             self._cache.cancel_read(wanted.keys[: wanted.hits], self._extra_count)

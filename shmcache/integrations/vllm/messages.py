@@ -36,7 +36,7 @@ class Shape:
         return self.parts + 1
 
     def writes(self, rank: int) -> bool:
-        """Whether a rank stores its part; its replicas do not."""
+        """Whether a rank saves its part; its replicas do not."""
         return rank % self.replicas == 0
 
     def part(self, rank: int) -> slice:

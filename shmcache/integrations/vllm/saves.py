@@ -1,4 +1,4 @@
-"""Which blocks are stored: reserved here, copied by the ranks, published here when each of them has said that it is
+"""Which blocks are saved: reserved here, copied by the ranks, published here when each of them has said that it is
 through.
 
 The scheduler is a writer of every object, besides the rank of each part, and the first to come and the last to go: it
@@ -34,7 +34,7 @@ class _Job:
 
 
 class Saves:
-    """Stores on their way."""
+    """Saves on their way."""
 
     def __init__(self, cache: shmcache.Cache, shape: Shape, counters: Counters) -> None:
         self._cache = cache
@@ -66,9 +66,9 @@ class Saves:
         return sorted({self._blocks[block] for block in written if block in self._blocks})
 
     def done(self, report: Report) -> tuple[list[list[bytes]], set[str]]:
-        """The keys that are stored now, a list a job, and the requests of which something is not."""
+        """The keys that are saved now, a list a job, and the requests of which something is not."""
         self._bad_epoch = max(self._bad_epoch, report.bad_epoch)
-        stored, spoilt = [], set()
+        saved, spoilt = [], set()
         for number, ranks in report.done.items():
             job = self._jobs[number]
             job.waiting -= ranks
@@ -79,8 +79,8 @@ class Saves:
             if len(keys) < len(job.blocks):
                 spoilt.add(job.request_id)
             if keys:
-                stored.append(keys)
-        return stored, spoilt
+                saved.append(keys)
+        return saved, spoilt
 
     def abort_failed(self) -> None:
         """Frees what failed; until then its keys are in flight."""
@@ -117,7 +117,7 @@ class Saves:
         try:
             found = job.batch.publish()
         except shmcache.ShmcacheError as error:
-            _log.error("%d blocks are not stored: %s", len(job.blocks), error)
+            _log.error("%d blocks are not saved: %s", len(job.blocks), error)
             self._failed.append(job.batch)
             return []
         keys = [key for key, had, has in zip(job.batch.keys, chosen, found, strict=True) if had is has is Status.OK]

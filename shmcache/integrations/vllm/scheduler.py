@@ -1,4 +1,4 @@
-"""The scheduler's side of the connector: what each request can load, what each step stores.
+"""The scheduler's side of the connector: what each request can load, what each step saves.
 
 All methods are called by the scheduler's thread, and none waits for a copy, for L2, or for a worker. An arena that
 fails costs hits, never requests: errors of shmcache end here, and are logged.
@@ -26,7 +26,7 @@ __all__ = ["Request", "Scheduler"]
 
 _log = logging.getLogger("vllm.shmcache")
 
-_PAUSE_S = 30.0  #: no stores for so long after a lock holder that is stopped made one wait in vain
+_PAUSE_S = 30.0  #: no saves for so long after a lock holder that is stopped made one wait in vain
 
 
 class Request(Protocol):
@@ -48,7 +48,7 @@ class _Chain:
     identity: bytes
     local: int = 0  # leading blocks that the engine had itself when it was asked for
     between_steps: bool = False  # how vLLM was told that it would be loaded
-    stores: bool = True  # False once its blocks are not what its keys say
+    saves: bool = True  # False once its blocks are not what its keys say
     asked: int = 0  # blocks that were looked for, and not counted yet
     l2_hits: int = 0  # of the blocks that are loaded
     wanted: int = 0  # leading blocks that are computed, once this step is
@@ -112,7 +112,6 @@ class Scheduler:
         self._closing: dict[str, _Closing] = {}
         self._planned: list[Load] = []  # for the next step
         self._written: set[int] = set()  # blocks that the next step, or a load before it, writes over
-        self._loading: set[str] = set()  # requests that wait for a load between steps
         self._epoch = 0
         self._salt = ""  # told by the keys since the cache was reset
         self._no_saves_before = 0.0
@@ -143,8 +142,6 @@ class Scheduler:
             stop = chain.local + count
             keys = chain.keys(chain.local, stop)
             self._planned.append(Load(request.request_id, keys, blocks[chain.local : stop], chain.between_steps))
-            if chain.between_steps:
-                self._loading.add(request.request_id)
         self.counters.add(asked_blocks=chain.asked, hit_blocks=count, l2_hit_blocks=chain.l2_hits)
         chain.asked = 0
 
@@ -165,7 +162,7 @@ class Scheduler:
         self._written.clear()
         self.counters.add(flushes=len(step.flush))
         if self._saves and time.monotonic() > self._no_saves_before:
-            with self._shelter("store blocks"):
+            with self._shelter("save blocks"):
                 self._jobs.abort_failed()
                 for request_id, tokens in scheduled.items():
                     self._save_computed(step, request_id, tokens, blocks_of)
@@ -173,21 +170,19 @@ class Scheduler:
         self._close_late(step)
         return step
 
-    def done(self, report: Report, received: Iterable[str]) -> None:
-        """What the workers said after a step, and the requests whose loads between steps are through."""
-        self._loading.difference_update(received)
-        stored, spoilt = self._jobs.done(report)
-        if report.bad_epoch >= self._epoch:
-            # Until now requests may have been computed on from blocks that were never loaded. vLLM sets back those that
-            # run; what they compute from now on is good.
-            self._epoch = report.bad_epoch + 1
-            spoilt = set(self._chains)
-            for closing in self._closing.values():
-                closing.chain.stores = False
+    def done(self, report: Report) -> None:
+        """What the workers said after a step."""
+        saved, spoilt = self._jobs.done(report)
         for request_id in spoilt & self._chains.keys():
             self._chains[request_id].handled = 0
+        if report.bad_epoch >= self._epoch:
+            # Until now requests may have been computed on from blocks that were never loaded. vLLM sets them back, or
+            # ends them; but it lets some rely on others to compute these blocks again. So they save nothing more.
+            self._epoch = report.bad_epoch + 1
+            for chain in (*self._chains.values(), *(closing.chain for closing in self._closing.values())):
+                chain.saves = chain.saves and not chain.wanted
         if self._tier is not None:
-            for keys in stored:
+            for keys in saved:
                 self.counters.add(l2_dropped_blocks=self._tier.store(keys))
 
     def finished(self, request_id: str, blocks: list[int]) -> bool:
@@ -198,7 +193,7 @@ class Scheduler:
         if chain is None:
             return False
         chain.wanted = min(chain.wanted, len(blocks))
-        if chain.wanted <= chain.handled or not chain.stores or request_id in self._loading:
+        if chain.wanted <= chain.handled or not chain.saves:
             return False
         self._closing[request_id] = _Closing(chain, blocks, time.monotonic() + self._settings.save_timeout_s)
         return True
@@ -209,20 +204,20 @@ class Scheduler:
         return bool(self._jobs) or bool(self._closing)
 
     def reset(self) -> None:
-        """What was stored before is never found again by this engine: the model is another one now, for all we know.
+        """What was saved before is never found again by this engine: the model is another one now, for all we know.
 
-        A request that runs on computes from blocks of both, so nothing of it is stored.
+        A request that runs on computes from blocks of both, so nothing of it is saved.
         """
         self._salt = fresh_identity().hex()
         for chain in self._chains.values():
-            chain.stores = False
+            chain.saves = False
 
     def close(self) -> None:
         """Gives back what is granted. Nothing depends on this: a death does the same."""
         for request_id in list(self._chains):
             with self._shelter("give back hits"):
                 self._hits.drop(request_id)
-        with self._shelter("abort stores"):
+        with self._shelter("abort saves"):
             self._jobs.close()
         if self._tier is not None:
             self._tier.close()
@@ -255,9 +250,9 @@ class Scheduler:
     # Storing
 
     def _save_computed(self, step: Step, request_id: str, tokens: int, blocks_of: Callable[[str], list[int]]) -> None:
-        """What this step makes full of a request, and what it could not store before."""
+        """What this step makes full of a request, and what it could not save before."""
         chain = self._chains.get(request_id)
-        if chain is None or not chain.stores:
+        if chain is None or not chain.saves:
             return
         request = chain.request
         # Tokens that are not known yet, as drafts, have no hash; so these blocks stay as this step leaves them.
@@ -277,14 +272,14 @@ class Scheduler:
 
     def _save_late(self, step: Step) -> None:
         for closing in self._closing.values():
-            if closing.chain.stores:
+            if closing.chain.saves:
                 self._save(step, closing.chain, closing.blocks)
 
     def _close_late(self, step: Step) -> None:
         now = time.monotonic()
         for request_id, closing in list(self._closing.items()):
             missing = closing.chain.wanted - closing.chain.handled
-            if missing and closing.chain.stores and now < closing.deadline:
+            if missing and closing.chain.saves and now < closing.deadline:
                 continue
             del self._closing[request_id]
             step.closed.append(request_id)

@@ -79,5 +79,5 @@ class _Line:
                 call()
             except shmcache.ClosedError:
                 return
-            except shmcache.ShmcacheError as error:
-                _log.warning("L2: %s", error)
+            except Exception:  # noqa: BLE001 # an adapter's, say: it costs this call alone
+                _log.exception("L2")

@@ -1,6 +1,6 @@
-"""A rank's side of the connector: loads objects into its blocks, and stores blocks, as the scheduler's side says.
+"""A rank's side of the connector: loads objects into its blocks, and saves blocks, as the scheduler's side says.
 
-Small loads are made within the step that needs them, large ones and all stores by a thread each, so that the engine
+Small loads are made within the step that needs them, large ones and all saves by a thread each, so that the engine
 computes on meanwhile. A rank's share is back as soon as that rank has copied.
 """
 
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, Final
 
 import shmcache
 from shmcache import ReadBatch, Status, WriteBatch
@@ -22,9 +22,11 @@ __all__ = ["Worker"]
 
 _log = logging.getLogger("vllm.shmcache")
 
+_NO_EPOCH: Final = -1
+
 
 class Worker:
-    """Loads and stores of one rank. Its methods are called by the engine's thread."""
+    """Loads and saves of one rank. Its methods are called by the engine's thread."""
 
     def __init__(self, cache: shmcache.Cache, rank: int, shape: Shape, copier: Copier) -> None:
         self.counters = Counters()
@@ -40,22 +42,24 @@ class Worker:
         self._lock = threading.Lock()  # of the two below, which the threads add to
         self._report = Report()
         self._load_errors: set[int] = set()
+        self._mark: Any = None  # what wrote to the blocks that loads between steps write over
 
     def before(self, step: Step) -> None:
         """Before the step writes over blocks: what is to be copied out of them is."""
         if late := [self._saves[job] for job in step.flush if job in self._saves]:
             wait(late)
+        self._mark = self._copier.mark() if any(load.between_steps for load in step.loads) else None
 
     def load(self, step: Step) -> None:
         """The loads of the step: those within it are done, or enqueued before what the engine computes next."""
         for load in step.loads:
             if load.between_steps:
-                self._loads[load.request_id] = self._loader.submit(self._load_aside, load, step.epoch)
+                self._loads[load.request_id] = self._loader.submit(self._load_aside, load, self._mark)
             else:
                 self._load(load, step.epoch)
 
     def save(self, step: Step) -> None:
-        """The stores of the step, which has computed all that they need; they go on while the next step computes."""
+        """The saves of the step, which has computed all that they need; they go on while the next step computes."""
         if not (self._writes and step.saves):
             return
         mark = self._copier.mark()
@@ -90,9 +94,9 @@ class Worker:
 
     # Loads
 
-    def _load_aside(self, load: Load, epoch: int) -> None:
-        with self._copier.aside():
-            self._load(load, epoch)
+    def _load_aside(self, load: Load, mark: Any) -> None:
+        with self._copier.aside(mark):
+            self._load(load, _NO_EPOCH)  # nobody computes from these blocks before the scheduler's side knows
 
     def _load(self, load: Load, epoch: int) -> None:
         """Claims the shares, copies, and gives them back once that is done."""
@@ -128,14 +132,14 @@ class Worker:
             self._load_errors |= bad
             self._report.bad_epoch = max(self._report.bad_epoch, epoch)
 
-    # Stores
+    # Saves
 
     def _save(self, save: Save, mark: Any) -> None:
         began, good = time.perf_counter(), False
         try:
-            good = self._store(save, mark)
+            good = self._write(save, mark)
         except Exception:  # noqa: BLE001 # as above; the scheduler's side must be told in any case
-            _log.exception("%d blocks are not stored", len(save.keys))
+            _log.exception("%d blocks are not saved", len(save.keys))
         nbytes = len(save.keys) * self._shape.part_bytes if good else 0
         self.counters.add(saved_bytes=nbytes, save_seconds=time.perf_counter() - began)
         self.counters.add(save_errors=0 if good else len(save.keys))
@@ -144,7 +148,7 @@ class Worker:
             if not good:
                 self._report.failed.add(save.job)
 
-    def _store(self, save: Save, mark: Any) -> bool:
+    def _write(self, save: Save, mark: Any) -> bool:
         """Whether this rank's part of every object is in place. The scheduler's side decides what becomes of them."""
         batch = self._cache.reserve_write(save.keys, self._shape.object_bytes, writers=self._shape.writers)
         try:
@@ -157,7 +161,7 @@ class Worker:
 
     def _copy_out(self, save: Save, batch: WriteBatch, mark: Any) -> None:
         parts = [view[self._part] for view in batch.views if view is not None]
-        self._copier.store(save.blocks, parts, mark)
+        self._copier.save(save.blocks, parts, mark)
 
 
 def _release_after(batch: ReadBatch, stream: Any) -> None:
