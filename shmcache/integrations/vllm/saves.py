@@ -47,7 +47,7 @@ class Saves:
         self._bad_epoch = -1  # what was computed in it, and before, may come from blocks that were never loaded
 
     def __bool__(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._failed)
 
     def reserve(self, request_id: str, keys: list[bytes], blocks: list[int], epoch: int) -> tuple[int, Save | None]:
         """How many leading keys are in the arena or on their way there now, and what the ranks have to do for it.
