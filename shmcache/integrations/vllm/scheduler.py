@@ -122,8 +122,9 @@ class Scheduler:
     def match(self, request: Request, computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the engine's own ``computed_tokens`` can be loaded, and whether between steps; None:
         ask again. At least one token is left to compute."""
-        if self._hits.waits(request.request_id):
-            return None, False
+        with self._shelter("ask L2"):
+            if self._hits.waits(request.request_id):
+                return None, False
         chain = self._chain_of(request, computed_tokens // self._block_tokens)
         if self._loads and not request.skip_reading_prefix_cache:
             with self._shelter("look for hits"):
@@ -200,7 +201,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Steps are needed though there may be no request: workers have something to report, or are to be told."""
+        """Whether steps are needed though there may be no request: workers have something to report, or to be told."""
         return bool(self._jobs) or bool(self._closing)
 
     def reset(self) -> None:
@@ -247,7 +248,7 @@ class Scheduler:
         chain.between_steps = tokens > 0 and hits * self._shape.part_bytes > self._settings.sync_load_bytes
         return max(tokens, 0), chain.between_steps
 
-    # Storing
+    # Saving
 
     def _save_computed(self, step: Step, request_id: str, tokens: int, blocks_of: Callable[[str], list[int]]) -> None:
         """What this step makes full of a request, and what it could not save before."""
