@@ -35,7 +35,7 @@ class _Wanted:
     """What one request could load: leading ``keys``, of which ``hits`` are granted."""
 
     keys: list[bytes]
-    since: float  # its shares were granted then, or later
+    since: float  # it is asked for, or its shares were granted, then or later
     hits: int = 0
     from_l2: int = 0
     queued: bool = False  # L2 is to be asked, once others are through
@@ -70,7 +70,9 @@ class Hits:
         wanted = self._wanted.get(request_id)
         if wanted is None:
             return False
-        return self._running >= _MOST_PREFETCHES if wanted.queued else not self._is_settled(wanted)
+        if wanted.queued:
+            return self._running >= _MOST_PREFETCHES and not self._is_overdue(wanted)
+        return not self._is_settled(wanted)
 
     def find(self, request_id: str, keys: list[bytes]) -> int | None:
         """How many leading keys every rank has a share of; None while L2 is asked."""
@@ -83,7 +85,9 @@ class Hits:
         if wanted is None:
             wanted = self._wanted[request_id] = _Wanted(keys, time.monotonic())
             wanted.queued = self._tier is not None and self._cache.lookup(keys) < len(keys)
-        if wanted.queued and self._running < _MOST_PREFETCHES:
+        if wanted.queued and self._is_overdue(wanted):
+            self._go_without(wanted)
+        elif wanted.queued and self._running < _MOST_PREFETCHES:
             self._prefetch(wanted)
         if wanted.queued or not self._is_settled(wanted):
             return None
@@ -113,7 +117,7 @@ class Hits:
 
     def _prefetch(self, wanted: _Wanted) -> None:
         assert self._tier is not None  # noqa: S101 # without, nothing is queued
-        wanted.queued, wanted.since = False, time.monotonic()
+        wanted.queued = False
         wanted.task = self._tier.prefetch(wanted.keys, self._shape.object_bytes, self._shape.ranks)
         self._running += 1
         self._counters.add(prefetches=1)
@@ -130,11 +134,18 @@ class Hits:
             wanted.hits, wanted.from_l2 = result.hits, result.l2_hits
             if result.error is not None:
                 _log.warning("a prefetch ended early: %s", result.error)
-        elif time.monotonic() > wanted.since + self._timeout_s:
-            _log.warning("L2 has not answered within %s s; a request goes on without", self._timeout_s)
-            self._counters.add(prefetch_timeouts=1)
+        elif self._is_overdue(wanted):
             self._cancel(wanted)
+            self._go_without(wanted)
         return wanted.task is None
+
+    def _is_overdue(self, wanted: _Wanted) -> bool:
+        return time.monotonic() > wanted.since + self._timeout_s
+
+    def _go_without(self, wanted: _Wanted) -> None:
+        _log.warning("L2 has not answered within %s s; a request goes on without", self._timeout_s)
+        self._counters.add(prefetch_timeouts=1)
+        wanted.queued = False
 
     def _cancel(self, wanted: _Wanted) -> None:
         assert self._tier is not None and wanted.task is not None  # noqa: S101, PT018 # its callers looked

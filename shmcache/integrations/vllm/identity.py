@@ -26,22 +26,23 @@ class Identity:
 
     def __init__(self, vllm_config: Any, memory: dict[str, object]) -> None:
         self._base = digest({**_facts_of(vllm_config), "memory": memory})
-        self._adapters: dict[str, bytes] = {}
+        self._adapters: dict[tuple[object, ...], bytes] = {}
 
     def of(self, request: Any) -> bytes:
         """The end of its keys."""
         adapter = getattr(request, "lora_request", None)
-        if adapter is None:
-            return self._base
-        if adapter.lora_path not in self._adapters:
-            self._adapters[adapter.lora_path] = self._of_adapter(adapter.lora_path)
-        return self._adapters[adapter.lora_path]
+        return self._base if adapter is None else self._with_adapter(Path(adapter.lora_path))
 
-    def _of_adapter(self, path: str) -> bytes:
+    def _with_adapter(self, where: Path) -> bytes:
+        """Looks whether it has changed, as adapters are loaded anew in their place."""
         try:
-            return digest({"model": self._base.hex(), "adapter": _weights_of(path, None)})
+            stats = [path.stat() for path in sorted(where.iterdir())] if where.is_dir() else []
+            version = (where, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
+            if version not in self._adapters:
+                self._adapters[version] = digest({"model": self._base.hex(), "adapter": _weights_of(str(where), None)})
+            return self._adapters[version]
         except OSError as error:
-            _log.warning("adapter %s: its KV is not shared, as it cannot be read: %s", path, error)
+            _log.warning("adapter %s: its KV is not shared, as it cannot be read: %s", where, error)
             return fresh_identity()
 
 
@@ -66,7 +67,7 @@ def _facts_of(vllm_config: Any) -> dict[str, object]:
 def _depends_on_length(config: dict[str, object]) -> bool:
     """Whether vLLM computes the same tokens in another way where max_model_len is larger: LongRoPE, Llama 4."""
     text = json.dumps(config, default=str)
-    return "original_max_position_embeddings" in text or "llama4" in text
+    return "longrope" in text or "llama4" in text
 
 
 def _model_weights(vllm_config: Any) -> str:

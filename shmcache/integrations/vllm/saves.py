@@ -85,8 +85,12 @@ class Saves:
     def abort_failed(self) -> None:
         """Frees what failed; until then its keys are in flight."""
         while self._failed:
-            self._failed[-1].abort()
-            self._failed.pop()
+            batch = self._failed.pop()
+            try:
+                batch.abort()
+            except shmcache.ArenaBusyError:
+                self._failed.append(batch)
+                raise
 
     def close(self) -> None:
         """Nothing that is on its way will be published."""

@@ -46,13 +46,14 @@ class _Chain:
 
     request: Request
     identity: bytes
+    salt: str  # the scheduler's, when it was made
+    saves: bool  # False where this engine never does, and once its blocks are not what its keys say
     local: int = 0  # leading blocks that the engine had itself when it was asked for
     between_steps: bool = False  # how vLLM was told that it would be loaded
-    saves: bool = True  # False once its blocks are not what its keys say
     asked: int = 0  # blocks that were looked for, and not counted yet
     l2_hits: int = 0  # of the blocks that are loaded
     wanted: int = 0  # leading blocks that are computed, once this step is
-    handled: int = 0  # of these, in the arena, or on their way there, or given up
+    handled: int = 0  # of these, in the arena, or on their way there
     _keys: list[bytes] = field(default_factory=list)
 
     def keys(self, start: int, stop: int) -> list[bytes]:
@@ -60,6 +61,17 @@ class _Chain:
         if have < stop:
             self._keys += [bytes(one) + self.identity for one in self.request.block_hashes[have:stop]]
         return self._keys[start:stop]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to save."""
+        return self.saves and self.handled < self.wanted
+
+    def note_computed(self, tokens: int, block_tokens: int) -> None:
+        """A step computes so many more. Tokens that are not known yet, as drafts, have no hash: so the blocks that are
+        wanted stay as the step leaves them."""
+        full = (self.request.num_computed_tokens + tokens) // block_tokens
+        self.wanted = min(full, len(self.request.block_hashes))
 
 
 @dataclass(slots=True)
@@ -162,12 +174,18 @@ class Scheduler:
         self._planned = []
         self._written.clear()
         self.counters.add(flushes=len(step.flush))
-        if self._saves and time.monotonic() > self._no_saves_before:
+        computed = [self._chains[request_id] for request_id in scheduled if request_id in self._chains]
+        for chain in computed:
+            chain.note_computed(scheduled[chain.request.request_id], self._block_tokens)
+        if time.monotonic() > self._no_saves_before:
             with self._shelter("save blocks"):
                 self._jobs.abort_failed()
-                for request_id, tokens in scheduled.items():
-                    self._save_computed(step, request_id, tokens, blocks_of)
-                self._save_late(step)
+                for chain in computed:
+                    if chain.is_behind:
+                        self._save(step, chain, blocks_of(chain.request.request_id))
+                for closing in self._closing.values():
+                    if closing.chain.is_behind:
+                        self._save(step, closing.chain, closing.blocks)
         self._close_late(step)
         return step
 
@@ -194,7 +212,7 @@ class Scheduler:
         if chain is None:
             return False
         chain.wanted = min(chain.wanted, len(blocks))
-        if chain.wanted <= chain.handled or not chain.saves:
+        if not chain.is_behind:
             return False
         self._closing[request_id] = _Closing(chain, blocks, time.monotonic() + self._settings.save_timeout_s)
         return True
@@ -227,12 +245,12 @@ class Scheduler:
 
     def _chain_of(self, request: Request, local: int) -> _Chain:
         """vLLM asks for requests of which nothing is computed: new ones, and those that were preempted."""
-        identity = self._identity_of(request)
-        if self._salt:
-            identity = digest({"identity": identity.hex(), "salt": self._salt})
         chain = self._chains.get(request.request_id)
-        if chain is None or chain.wanted or chain.identity != identity:
-            chain = self._chains[request.request_id] = _Chain(request, identity)
+        if chain is None or chain.wanted or chain.salt != self._salt:
+            identity = self._identity_of(request)
+            if self._salt:
+                identity = digest({"identity": identity.hex(), "salt": self._salt})
+            chain = self._chains[request.request_id] = _Chain(request, identity, self._salt, self._saves)
         chain.local = local
         return chain
 
@@ -250,18 +268,8 @@ class Scheduler:
 
     # Saving
 
-    def _save_computed(self, step: Step, request_id: str, tokens: int, blocks_of: Callable[[str], list[int]]) -> None:
-        """What this step makes full of a request, and what it could not save before."""
-        chain = self._chains.get(request_id)
-        if chain is None or not chain.saves:
-            return
-        request = chain.request
-        # Tokens that are not known yet, as drafts, have no hash; so these blocks stay as this step leaves them.
-        chain.wanted = min((request.num_computed_tokens + tokens) // self._block_tokens, len(request.block_hashes))
-        if chain.wanted > chain.handled:
-            self._save(step, chain, blocks_of(request_id))
-
     def _save(self, step: Step, chain: _Chain, blocks: list[int]) -> None:
+        """What this step makes full of a request, and what could not be saved before."""
         start, stop = chain.handled, chain.wanted
         keys = chain.keys(start, stop)
         handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop], step.epoch)
@@ -271,20 +279,14 @@ class Scheduler:
         if handled < len(keys):
             self.counters.add(save_waits=1)
 
-    def _save_late(self, step: Step) -> None:
-        for closing in self._closing.values():
-            if closing.chain.saves:
-                self._save(step, closing.chain, closing.blocks)
-
     def _close_late(self, step: Step) -> None:
         now = time.monotonic()
         for request_id, closing in list(self._closing.items()):
-            missing = closing.chain.wanted - closing.chain.handled
-            if missing and closing.chain.saves and now < closing.deadline:
+            if closing.chain.is_behind and now < closing.deadline:
                 continue
             del self._closing[request_id]
             step.closed.append(request_id)
-            self.counters.add(unsaved_blocks=missing)
+            self.counters.add(unsaved_blocks=closing.chain.wanted - closing.chain.handled)
 
     @contextmanager
     def _shelter(self, what: str) -> Iterator[None]:
