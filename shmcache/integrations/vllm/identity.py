@@ -27,6 +27,7 @@ class Identity:
     def __init__(self, vllm_config: Any, memory: dict[str, object]) -> None:
         self._base = digest({**_facts_of(vllm_config), "memory": memory})
         self._adapters: dict[tuple[object, ...], bytes] = {}
+        self._unreadable: dict[Path, bytes] = {}
 
     def of(self, request: Any) -> bytes:
         """The end of its keys."""
@@ -42,8 +43,10 @@ class Identity:
                 self._adapters[version] = digest({"model": self._base.hex(), "adapter": _weights_of(str(where), None)})
             return self._adapters[version]
         except OSError as error:
-            _log.warning("adapter %s: its KV is not shared, as it cannot be read: %s", where, error)
-            return fresh_identity()
+            if where not in self._unreadable:
+                _log.warning("adapter %s: its KV is not shared, as it cannot be read: %s", where, error)
+                self._unreadable[where] = fresh_identity()
+            return self._unreadable[where]
 
 
 def _facts_of(vllm_config: Any) -> dict[str, object]:
