@@ -192,6 +192,10 @@ class ShmCacheConnector(KVConnectorBase_V1):
         said = connector_output.kv_connector_worker_meta
         report = said.report if isinstance(said, _WorkerMetadata) else Report()
         self._in_scheduler.done(report)
+        if connector_output.invalid_block_ids and self._kv_cache_manager is not None:
+            # vLLM leaves some in its prefix cache, as those of requests that were aborted meanwhile; who hits them there
+            # would compute from them, and save what comes out under good keys.
+            self._kv_cache_manager.evict_blocks(connector_output.invalid_block_ids)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request is over, or was aborted: gives back what it did not use."""
