@@ -193,8 +193,8 @@ class ShmCacheConnector(KVConnectorBase_V1):
         report = said.report if isinstance(said, _WorkerMetadata) else Report()
         self._in_scheduler.done(report)
         if connector_output.invalid_block_ids and self._kv_cache_manager is not None:
-            # vLLM leaves some in its prefix cache, as those of requests that were aborted meanwhile; who hits them there
-            # would compute from them, and save what comes out under good keys.
+            # vLLM leaves some in its prefix cache, as those of requests that were aborted meanwhile; who hits them
+            # would compute from them, and what comes out would be saved.
             self._kv_cache_manager.evict_blocks(connector_output.invalid_block_ids)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
