@@ -16,14 +16,13 @@ import itertools
 import json
 import random
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vllm_support import RECORD_VARIABLE, RECORDINGS
+from vllm_support import RECORD_VARIABLE, RECORDINGS, SLOW, SLOW_S
 
 import shmcache
 from shmcache_tools.engine.client import Engine, Request, shmcache_connector
@@ -51,7 +50,7 @@ def main() -> None:
         environment = {RECORD_VARIABLE: str(lines), "PYTHONPATH": str(Path(__file__).parent)}
         try:
             with Engine(model, tp=args.tp, connector=connector, arguments=ARGUMENTS, environment=environment) as engine:
-                ask(engine, random.Random(args.seed))
+                ask(engine, random.Random(args.seed), lines / SLOW)
         finally:
             with contextlib.suppress(shmcache.ArenaNotFoundError):
                 shmcache.destroy(arena, force=True)
@@ -62,7 +61,7 @@ def main() -> None:
     print(f"{path}: {len(calls)} calls, {path.stat().st_size} bytes")
 
 
-def ask(engine: Engine, chance: random.Random) -> None:
+def ask(engine: Engine, chance: random.Random, slow: Path) -> None:
     """What is rare in a quiet engine: prompts in chunks, preemption, no room, aborts at any time, hits in part."""
 
     def tokens(n: int) -> list[int]:
@@ -83,8 +82,7 @@ def ask(engine: Engine, chance: random.Random) -> None:
             request.abort()
         wait_for(running)
         reset(engine, connector=False)
-    if engine.pids.workers:
-        abort_while_loading(engine, known[0])
+    abort_while_loading(engine, known[0], slow)
     reset(engine, connector=True)
     wait_for([engine.submit(one, 3) for one in known[:2]])
 
@@ -104,15 +102,13 @@ def mixed(engine: Engine, chance: random.Random, known: list[list[int]], tokens:
     wait_for(running)
 
 
-def abort_while_loading(engine: Engine, asked: list[int]) -> None:
-    """A rank is stopped until the engine has been told."""
-    engine.kill("worker", 1, signal.SIGSTOP)
+def abort_while_loading(engine: Engine, asked: list[int], slow: Path) -> None:
+    slow.touch()
     request = engine.submit(asked, 3)
-    time.sleep(0.3)
+    time.sleep(SLOW_S / 2)
     request.abort()
-    time.sleep(0.1)
-    engine.kill("worker", 1, signal.SIGCONT)
     wait_for([request])
+    slow.unlink()
 
 
 def wait_for(requests: list[Request]) -> None:

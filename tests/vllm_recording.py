@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-from vllm_support import RECORD_VARIABLE
+from vllm_support import RECORD_VARIABLE, SLOW, SLOW_S
 
 from shmcache.integrations.vllm import connector
 from shmcache.integrations.vllm.messages import Report
@@ -90,6 +90,18 @@ class Recorder(connector.ShmCacheConnector):
         return super().reset_cache()
 
     # Worker
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        super().register_kv_caches(kv_caches)
+        copier: Any = self._in_worker._copier
+        load, slow = copier.load, Path(os.environ[RECORD_VARIABLE]) / SLOW
+
+        def slow_load(*args: Any) -> Any:
+            if slow.exists():
+                time.sleep(SLOW_S)
+            return load(*args)
+
+        copier.load = slow_load
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         self._write("before", kv_connector_metadata.number)

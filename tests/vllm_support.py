@@ -36,6 +36,7 @@ IDENTITY = b"0123456789abcdef"
 LEASE_S = 300.0
 SMALL = {"capacity": "1MiB", "block_size": "4KiB", "lanes": 16, "populate": False}
 RECORD_VARIABLE = "SHMCACHE_RECORD_FOLDER"  #: names the folder that ``vllm_recording`` writes to
+SLOW, SLOW_S = "slow", 0.2  #: while this file is in that folder, each load between steps takes so long
 RECORDINGS = Path(__file__).parent / "unit/vllm_calls"
 
 

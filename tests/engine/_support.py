@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shmcache
@@ -186,6 +187,16 @@ def contents(arena: str) -> dict[bytes, bytes]:
     """All objects, by key."""
     with shmcache.attach(arena) as cache, cache.read(keys(arena)) as batch:
         return {key: bytes(view) for key, view in zip(batch.keys, batch.views, strict=True) if view is not None}
+
+
+def check_same_kv(known: Mapping[bytes, bytes], arena: str) -> None:
+    """What the arena has of ``known`` objects, in float32, was computed from the same tokens, if in other batches."""
+    found = contents(arena)
+    common = known.keys() & found.keys()
+    assert common
+    for key in common:
+        one, other = (np.frombuffer(objects[key], np.float32) for objects in (known, found))
+        assert np.allclose(one, other, rtol=0, atol=1e-3), key.hex()
 
 
 # What is asked of every kind of engine

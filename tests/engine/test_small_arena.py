@@ -115,9 +115,15 @@ def test_an_abort_while_it_is_loaded(engine: Engine, arena: str) -> None:
 
 def test_a_storm_of_aborts(engine: Engine, arena: str, chance: random.Random) -> None:
     stored = [prompt() for _ in range(3)]
-    cold = [engine.generate(asked).tokens for asked in stored]
+    cold, known = [], {}
+    for asked in stored:
+        cold.append(engine.generate(asked).tokens)
+        support.wait_idle(arena)
+        known |= support.contents(arena)
     assert storm(engine, chance, stored) > 0
     check_sound(arena)
     for asked, tokens in zip(stored, cold, strict=True):
         reset(engine)
         assert engine.generate(asked).tokens == tokens
+        support.wait_idle(arena)
+        support.check_same_kv(known, arena)

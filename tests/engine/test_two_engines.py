@@ -163,6 +163,7 @@ def test_a_storm_of_aborts_with_l2(host: Host, chance: random.Random) -> None:
     known = [prompt() for _ in range(3)]
     cold = [x.generate(asked) for asked in known]
     wait_stored_in_l2(host.arena)
+    contents = support.contents(host.arena)
     before = support.stats(host.arena).counters.prefetch_l2_hits
     with shmcache.attach(host.arena) as cache:
         assert storm(x, chance, known, cache.clear) > 0
@@ -170,6 +171,7 @@ def test_a_storm_of_aborts_with_l2(host: Host, chance: random.Random) -> None:
     assert support.stats(host.arena).counters.prefetch_l2_hits > before
     for asked, answer in zip(known, cold, strict=True):
         assert_hit(x, asked, answer)
+    support.check_same_kv(contents, host.arena)
 
 
 def assert_hit(engine: Engine, asked: list[int], cold: Answer) -> None:

@@ -8,11 +8,9 @@ never an error.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -31,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 import shmcache
-from shmcache_tools.program import size
+from shmcache_tools.program import interruptible, size
 from shmcache_tools.text import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -88,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(make_facts([(name, printable(str(fact))) for name, fact in facts.items()]))
     found: list[Finding] = []
     try:
-        with _interruptible():
+        with interruptible():
             for name, part in _measure(args, gpu):
                 console.print()
                 console.print(details_table(name, part))
@@ -133,18 +131,6 @@ def _find_gpu() -> Gpu:
         return Gpu()
     except NoGpuError as error:
         raise RuntimeError(f"{error}; this measures an NVIDIA GPU") from None
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """What asks for the end does so as Ctrl-C does: nothing is left behind."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
-    try:
-        yield
-    finally:
-        for signum, handler in zip(signals, before, strict=True):
-            signal.signal(signum, handler)
 
 
 def _measure(args: Namespace, gpu: Gpu) -> Iterator[tuple[str, list[Finding]]]:

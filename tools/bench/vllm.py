@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -31,7 +29,7 @@ from vllm_engines import MAX_TOKENS, WARM_UP, Measurement, Plan
 import shmcache
 from shmcache_tools.engine.client import EngineError, find_vllm
 from shmcache_tools.engine.models import write_llama
-from shmcache_tools.program import number
+from shmcache_tools.program import interruptible, number
 from shmcache_tools.text import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -109,18 +107,6 @@ def _facts(args: Namespace) -> dict[str, object]:
     }
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """What asks for the end does so as Ctrl-C does: nothing is left behind."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
-    try:
-        yield
-    finally:
-        for signum, handler in zip(signals, before, strict=True):
-            signal.signal(signum, handler)
-
-
 def _measure(args: Namespace, folder: Path, console: Console) -> tuple[Measurement, str]:
     """What was measured, and why not all of it was."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -128,7 +114,7 @@ def _measure(args: Namespace, folder: Path, console: Console) -> tuple[Measureme
     task = progress.add_task("")
     measurement = Measurement(_plan(args, folder), lambda what: progress.update(task, description=what))
     try:
-        with _interruptible(), progress:
+        with interruptible(), progress:
             measurement.run()
     except (EngineError, shmcache.ShmcacheError, OSError) as error:
         return measurement, str(error)

@@ -171,3 +171,15 @@ def _block_size(chunk_bytes: int) -> int:
     """The largest block, within bounds, that divides a chunk: no byte of a block is wasted."""
     smallest, largest = _BLOCK_BYTES
     return min(max(chunk_bytes & -chunk_bytes, smallest), largest)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What asks for the end does so as Ctrl-C does: nothing is left behind."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
+    try:
+        yield
+    finally:
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)

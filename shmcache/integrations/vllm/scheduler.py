@@ -1,7 +1,7 @@
 """The scheduler's side of the connector: what each request can load, what each step saves.
 
-All methods are called by the scheduler's thread, and none waits for a copy, for L2, or for a worker. An arena that
-fails costs hits, never requests: errors of shmcache end here, and are logged.
+All methods are called by the scheduler's thread, and none waits for a copy, for L2, or for a worker to be through. An
+arena that fails costs hits, never requests: errors of shmcache end here, and are logged.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["Request", "Scheduler"]
 
 _log = logging.getLogger("vllm.shmcache")
 
+_IDLE_S = 0.001  #: that a step takes which computes nothing
 _PAUSE_S = 30.0  #: no saves for so long after a lock holder that is stopped made one wait in vain
 
 
@@ -187,6 +188,9 @@ class Scheduler:
                     if closing.chain.is_behind:
                         self._save(step, closing.chain, closing.blocks)
         self._close_late(step)
+        if not scheduled and not step.loads:
+            # All wait for copies or for L2, whose threads are of this process; vLLM would ask again without a pause.
+            time.sleep(_IDLE_S)
         return step
 
     def done(self, report: Report) -> None:
