@@ -95,6 +95,15 @@ def test_generated_tokens(sides: Sides) -> None:
     end(sides, request)
 
 
+def test_drafts_in_the_first_step(sides: Sides) -> None:
+    """As before; and a request that ends then keeps no blocks for them."""
+    request = begin(sides, "a", prompt(3), known=6)
+    assert [save.blocks for save in sides.compute(request, BLOCKS, 11).saves] == [[10]]
+    assert not sides.scheduler.finished("a", BLOCKS)
+    sides.tell()
+    assert check_objects(sides.cache, sides.shape) == request.keys(0, 1)
+
+
 def test_what_is_loaded_is_not_stored_again(sides: Sides) -> None:
     sides.save(Request("first", prompt(3)), [0, 1, 2])
     request = Request("a", prompt(5))
@@ -318,6 +327,20 @@ def test_a_preempted_request_stores_what_it_computes_anew(make: Make) -> None:
     assert saved(sides.compute(request, [40, 41, 42])) == [(request.keys(), [40, 41, 42])]
     end(sides, request, [40, 41, 42])
     assert set(check_objects(sides.cache, sides.shape)) >= set(request.keys())
+
+
+def test_a_preempted_request_saves_what_was_evicted_meanwhile(sides: Sides) -> None:
+    request = begin(sides, "a", prompt(3))
+    sides.compute(request, BLOCKS)
+    sides.tell()
+    with shmcache.attach(sides.arena) as cache:
+        assert cache.delete(request.keys(1, 2)) == [OK]
+    request.num_computed_tokens = 0
+    assert sides.match(request) == (4, False)
+    sides.scheduler.allocated(request, [40, 41, 42], 4)
+    request.num_computed_tokens = 4
+    assert saved(sides.compute(request, [40, 41, 42])) == [(request.keys(1, 2), [41])]
+    end(sides, request, [40, 41, 42])
 
 
 # Reports
