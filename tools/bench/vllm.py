@@ -46,7 +46,7 @@ from shmcache_tools.text import (
 
 PROG = "vllm.py"
 EXAMPLES = """\
-  .venv/bin/python tools/bench/vllm.py                       seven starts of an engine: six minutes on two cores
+  .venv/bin/python tools/bench/vllm.py                       seven starts of an engine: eight minutes on two cores
   .venv/bin/python tools/bench/vllm.py --quick               fewer prompts, and as many starts
   .venv/bin/python tools/bench/vllm.py --json vllm.json --plot vllm.png
 

@@ -22,7 +22,9 @@ from shmcache_tools.engine.models import VOCABULARY
 
 OFFLOADING = ("OffloadingConnector", "SimpleCPUOffloadConnector")
 WARM_UP = 2  # prompts
+WAKE_UP = [3] * 8  # tokens: less than a block, so that nothing of it is kept
 MAX_TOKENS = 8
+SPIN_S = 1.2  # vLLM's workers spin for a second when they are done, on the cores that the next engine computes on
 QUIET_S, QUIET_TIMEOUT_S = 0.3, 60.0
 NAP_S = 0.02
 GOALS = {KEPT: None, RESET: 4.0, RESTARTED: 4.0, SECOND: 4.0, L2: 2.0, FIRST: 0.8}
@@ -106,7 +108,7 @@ class Measurement:
                 for number, prompt in self._asked(f"asking twice through the {connector}"):
                     _ask(engine, prompt)
                     time.sleep(QUIET_S)  # it tells nobody when it has stored
-                    self._add(finding, number, Beside.asked(plain, prompt), _ask_again(engine, prompt))
+                    self._add(finding, number, _calm_beside(plain, prompt), _ask_again(engine, prompt))
         except EngineError as error:
             finding.problem = error.reason
 
@@ -115,9 +117,9 @@ class Measurement:
         first, second = self._finding(FIRST), self._finding(RESET)
         with self._engine("an engine with shmcache", config) as engine:
             for number, prompt in self._asked("asking twice through shmcache"):
-                self._add(first, number, Beside.asked(plain, prompt), _ask(engine, prompt))
+                self._add(first, number, _calm_beside(plain, prompt), _ask(engine, prompt))
                 _wait_quiet(arena)
-                self._add(second, number, Beside.asked(plain, prompt), _ask_again(engine, prompt))
+                self._add(second, number, _calm_beside(plain, prompt), _ask_again(engine, prompt))
             _wait_quiet(arena)
             one_engine = _kept_bytes(arena)
             engine.kill("all")
@@ -148,7 +150,7 @@ class Measurement:
     def _ask_all(self, what: str, plain: Engine, engine: Engine) -> None:
         finding = self._finding(what)
         for number, prompt in self._asked(what):
-            self._add(finding, number, Beside.asked(plain, prompt), _ask(engine, prompt))
+            self._add(finding, number, _calm_beside(plain, prompt), _ask(engine, prompt))
 
     def _finding(self, what: str) -> Finding:
         self.findings.append(Finding(what, least_ratio=GOALS.get(what)))
@@ -164,7 +166,17 @@ class Measurement:
             finding.same.append(answer.tokens == self._tokens[number])
 
 
+def _calm_beside(plain: Engine, prompt: Sequence[int]) -> Beside:
+    """While another engine is there: neither takes the cores from the one that is asked."""
+    time.sleep(SPIN_S)
+    beside = Beside.asked(plain, prompt)
+    time.sleep(SPIN_S)
+    return beside
+
+
 def _ask(engine: Engine, prompt: Sequence[int]) -> Answer:
+    """By workers that are awake: all find them so."""
+    engine.generate(WAKE_UP, max_tokens=1)
     return engine.generate(prompt, MAX_TOKENS)
 
 
