@@ -175,8 +175,8 @@ def _block_size(chunk_bytes: int) -> int:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """What asks for the end does so as Ctrl-C does: nothing is left behind."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
+    """What asks for the end does so as Ctrl-C does: nothing is left behind. nohup's SIGHUP asks for nothing."""
+    signals = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
     before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
     try:
         yield
