@@ -282,7 +282,8 @@ def test_what_comes_in_eights_is_moved_in_eights(no_cuda: list[Stream]) -> None:
 
 
 def test_streams(no_cuda: list[Stream]) -> None:
-    """Stores wait for what the engine had computed, and until all is copied; loads are the calling thread's."""
+    """What is copied aside waits for what the engine had computed, and until all is copied; loads within a step are the
+    calling thread's."""
     caches = caches_of("LBNHC")
     copier = DeviceCopier(planes_of(caches, 5))
     part = bytearray(part_bytes_of(planes_of(caches, 5)))
@@ -290,8 +291,10 @@ def test_streams(no_cuda: list[Stream]) -> None:
     copier.save([1], [memoryview(part)], "the mark")
     assert copier._save_stream.did == ["wait for the mark", "synchronize"]
     assert copier.load([1], [memoryview(part)]) is no_cuda[0]
-    with copier.aside(copier.mark()):
+    with copier.aside("another mark"):
         stream = copier.load([1], [memoryview(part)])
+        assert copier._load_stream.did == ["wait for another mark"]
+    assert copier._load_stream.did == ["wait for another mark", "synchronize"]
     assert stream is copier._load_stream
     assert stream is not copier._save_stream
     assert len(no_cuda) == 1

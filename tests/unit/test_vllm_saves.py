@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import vllm_support
 from storage_support import eventually
-from vllm_support import Request, Sides, check_objects, prompt
+from vllm_support import TOKENS, Request, Sides, check_objects, prompt
 
 import shmcache
 from shmcache import Status
@@ -116,13 +116,16 @@ def test_what_is_loaded_is_not_stored_again(sides: Sides) -> None:
 
 
 def test_what_is_there_already_is_not_saved_again_but_used(make: Make) -> None:
-    """Others are evicted first."""
+    """Others are evicted first, also where vLLM had it itself, so that nobody was granted it."""
     sides = make(**TINY)
     old = [Request(f"old{seed}", prompt(1, seed=seed)) for seed in range(4)]
     for request in old:
         sides.save(request, BLOCKS)
         time.sleep(0.01)  # recency is written every few milliseconds
-    again = begin(sides, "a", prompt(1, seed=0))
+    again = Request("a", prompt(1, more=1))
+    assert sides.match(again, 1) == (0, False)
+    sides.scheduler.allocated(again, BLOCKS, 0)
+    again.num_computed_tokens = TOKENS
     assert not sides.compute(again, BLOCKS).saves
     end(sides, again)
     assert sides.cache.put(b"new", b"new") is OK
