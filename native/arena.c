@@ -42,6 +42,7 @@ static void fill_header(const struct sc_config *c, const struct sc_geometry *g, 
     h->read_lease_us = c->read_lease_us;
     h->write_lease_us = c->write_lease_us;
     h->lock_timeout_us = c->lock_timeout_us;
+    h->eviction_window_us = c->eviction_window_us;
     h->created_ns = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
     h->epoch_us = sc_now_us();
     if (getrandom(&h->seed, sizeof h->seed, GRND_NONBLOCK) != (ssize_t)sizeof h->seed)

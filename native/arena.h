@@ -21,6 +21,9 @@ void sc_ref_fill(const struct sc_segment *s, const struct sc_object *o, bool tem
 
 /* One reserved share, with a lease, for each of ranks 0 .. ranks - 1: all or none. Protects after sc_share_confirm. */
 bool sc_grant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks, uint64_t lease_until_us);
+/* When the lease of what is granted now is over: up to a thousandth later, so that of grants close to one another only the
+ * first stores it. */
+uint64_t sc_lease_end(const struct sc_segment *s);
 void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks);
 
 /* Frees an object that is not to stay, temporary or lost, once its last share is back. Best effort, it can be evicted

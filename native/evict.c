@@ -2,12 +2,21 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, EXACT_SLOTS = 1024, STALE_US = 100000, VICTIMS = 512 };
+enum { RECENCY_US = 4000, FUTURE_US = 1000000, EXACT_SLOTS = 1024, STALE_US = 100000, FEW = 16, SLOTS_A_VICTIM = 128 };
 #define PINNED UINT64_MAX
 
-/* What may go from one region. */
-struct sc_victim { uint64_t score; uint32_t slot, generation; };
-struct sc_victims { struct sc_victim list[VICTIMS]; uint32_t count, next; uint64_t listed_us; };
+/* What may go from one region. rank: its place in the order, of its score. */
+struct sc_victim { uint64_t rank; uint32_t slot, generation; };
+struct sc_victims { uint32_t count, next; uint64_t listed_us; struct sc_victim list[]; };
+
+static uint32_t most_victims(const struct sc_segment *s)
+{
+    return s->g.slots > FEW * SLOTS_A_VICTIM ? s->g.slots / SLOTS_A_VICTIM : FEW;
+}
+
+/* Free slots have no score, and come last: a scan that has found enough does not look at their state. So does an object
+ * whose score was wiped. */
+static uint64_t rank_of(const struct sc_segment *s, uint32_t slot) { return sc_peek(sc_score(s, slot)) - 1; }
 
 /* EVICTING -> READY, unless a reader was first. */
 static void unmark(struct sc_segment *s, uint32_t slot)
@@ -46,32 +55,43 @@ static bool describe(struct sc_segment *s, uint32_t slot, uint64_t state, struct
 static void forget(struct sc_segment *s, const struct sc_object *o, bool indexed)
 {
     sc_poke(&sc_slot(s, o->slot)->seal, 0);
+    sc_poke(sc_score(s, o->slot), 0);
     if (indexed)
         sc_index_remove(s, o->hash, o->slot);
     sc_block_free(s, (uint32_t)o->block, o->blocks);
     sc_slot_free(s, o->slot);
 }
 
-/* EVICTING -> FREE. False: a reader called it off. */
-static bool finish(struct sc_segment *s, uint32_t slot, struct sc_object *o)
+static void note_eviction(struct sc_segment *s, const struct sc_object *o)
+{
+    if (s->eviction_window_us)
+        sc_ghost_remember(s, o->hash, sc_score_count(sc_peek(sc_score(s, o->slot))));
+    sc_tally(s, SC_evictions, 1);
+    sc_tally(s, SC_evicted_bytes, o->nbytes);
+}
+
+/* EVICTING -> FREE, the cache's choice or a caller's. False: a reader called it off. */
+static bool finish(struct sc_segment *s, uint32_t slot, bool evicted, struct sc_object *o)
 {
     sc_word *w = &sc_slot(s, slot)->state;
     uint64_t state = sc_load(w);
     if (sc_state_of(state) != SC_EVICTING || !describe(s, slot, state, o) || !sc_cas(w, &state, sc_freed(state)))
         return false;
+    if (evicted)
+        note_eviction(s, o);
     forget(s, o, true);
     return true;
 }
 
-static bool take_away(struct sc_segment *s, uint32_t slot, bool force, struct sc_object *o)
+static bool evict(struct sc_segment *s, uint32_t slot, struct sc_object *o)
 {
-    return mark(s, slot, force) && finish(s, slot, o);
+    return mark(s, slot, false) && finish(s, slot, true, o);
 }
 
 bool sc_remove(struct sc_segment *s, uint32_t slot, bool force)
 {
     struct sc_object o;
-    return take_away(s, slot, force, &o);
+    return mark(s, slot, force) && finish(s, slot, false, &o);
 }
 
 bool sc_abort(struct sc_segment *s, uint32_t slot)
@@ -90,12 +110,6 @@ bool sc_abort(struct sc_segment *s, uint32_t slot)
     return true;
 }
 
-static void tally_eviction(struct sc_segment *s, const struct sc_object *o)
-{
-    sc_tally(s, SC_evictions, 1);
-    sc_tally(s, SC_evicted_bytes, o->nbytes);
-}
-
 /* A share that would stop an eviction now. */
 static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
 {
@@ -103,14 +117,13 @@ static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
     return sc_share_any(s, slot, sc_generation(state), false, &expired);
 }
 
-/* The VICTIMS smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. Where the
- * list is made anew at each, the smallest is enough. */
+/* The smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. */
 static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
 {
     for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && v[child + 1].score > v[child].score)
+        if (child + 1 < n && v[child + 1].rank > v[child].rank)
             child++;
-        if (v[i].score >= v[child].score)
+        if (v[i].rank >= v[child].rank)
             return;
         struct sc_victim t = v[i];
         v[i] = v[child];
@@ -120,7 +133,7 @@ static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
 
 static void sift_up(struct sc_victim *v, uint32_t i)
 {
-    for (uint32_t up; i && v[up = (i - 1) / 2].score < v[i].score; i = up) {
+    for (uint32_t up; i && v[up = (i - 1) / 2].rank < v[i].rank; i = up) {
         struct sc_victim t = v[i];
         v[i] = v[up];
         v[up] = t;
@@ -130,17 +143,17 @@ static void sift_up(struct sc_victim *v, uint32_t i)
 static void find_victims(struct sc_segment *s, uint32_t region, struct sc_victims *victims)
 {
     struct sc_victim *v = victims->list;
-    uint32_t n = 0, most = s->g.slots <= EXACT_SLOTS ? 1 : VICTIMS;
+    uint32_t n = 0, most = most_victims(s);
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
-        uint64_t score = sc_peek(sc_score(s, slot));
-        if (n == most && score >= v[0].score)
+        uint64_t rank = rank_of(s, slot);
+        if (n == most && rank >= v[0].rank)
             continue;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         struct sc_object o;
         if (sc_state_of(state) != SC_READY || sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block)) != region ||
             pinned(s, slot, state) || !describe(s, slot, state, &o))
             continue;
-        struct sc_victim it = {score, slot, sc_generation(state)};
+        struct sc_victim it = {rank, slot, sc_generation(state)};
         if (n < most) {
             v[n] = it;
             sift_up(v, n++);
@@ -163,14 +176,14 @@ static bool still_a_victim(const struct sc_segment *s, const struct sc_victim *v
 {
     uint64_t state = sc_load(&sc_slot(s, v->slot)->state);
     return sc_state_of(state) == SC_READY && sc_generation(state) == v->generation &&
-           sc_peek(sc_score(s, v->slot)) == v->score && !pinned(s, v->slot, state);
+           rank_of(s, v->slot) == v->rank && !pinned(s, v->slot, state);
 }
 
 /* NULL: this process has no memory for a list. */
 static struct sc_victims *victims_of(struct sc_segment *s, uint32_t region)
 {
     if (!s->victims[region])
-        s->victims[region] = calloc(1, sizeof *s->victims[region]);
+        s->victims[region] = calloc(1, sizeof(struct sc_victims) + most_victims(s) * sizeof(struct sc_victim));
     return s->victims[region];
 }
 
@@ -217,9 +230,8 @@ uint64_t sc_evict_one(struct sc_segment *s, uint32_t region)
     for (uint32_t slot; (slot = first_victim(s, region)) != SC_NO_SLOT;) {
         struct sc_object o;
         s->victims[region]->next++;
-        if (!take_away(s, slot, false, &o))
+        if (!evict(s, slot, &o))
             continue;
-        tally_eviction(s, &o);
         return o.blocks * sc_extent_of(s, region).block_size;
     }
     return 0;
@@ -288,8 +300,7 @@ static bool unmark_one(struct sc_segment *s, uint32_t slot)
 static bool finish_one(struct sc_segment *s, uint32_t slot)
 {
     struct sc_object o;
-    if (finish(s, slot, &o))
-        tally_eviction(s, &o);
+    finish(s, slot, true, &o);
     return true;
 }
 
@@ -358,9 +369,8 @@ uint32_t sc_make_run(struct sc_segment *s, uint32_t region, uint32_t n)
         if (at == SC_NO_SLOT)
             return search_run(s, &e, n);
         s->victims[region]->next++;
-        if (!take_away(s, slot, false, &o))
+        if (!evict(s, slot, &o))
             continue;
-        tally_eviction(s, &o);
         return at;
     }
     return SC_NO_SLOT;
@@ -377,27 +387,36 @@ uint32_t sc_make_slot(struct sc_segment *s, uint32_t region)
     return evicted ? sc_slot_find(s) : SC_NO_SLOT;
 }
 
-/* The oldest time among some slots, and whether one of them was last touched RECENCY_US ago or never read. */
-static bool is_stale(const struct sc_segment *s, const uint32_t *slots, uint32_t n, uint64_t now_us, uint64_t *oldest_us)
+/* What a request makes of a count. */
+static uint32_t count_on(uint32_t count, uint32_t requests, uint32_t i)
+{
+    return count + (count < SC_COUNT_MAX && requests >> i & 1);
+}
+
+/* The oldest time among some slots, and whether one of them was last touched RECENCY_US ago, or has a request to count. */
+static bool is_stale(const struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t requests, uint64_t now_us,
+                     uint64_t *oldest_us)
 {
     bool stale = false;
     for (uint32_t i = 0; i < n; i++) {
         if (slots[i] == SC_NO_SLOT)
             continue;
         uint64_t score = sc_peek(sc_score(s, slots[i])), time = sc_score_time(s, score);
-        stale = stale || time + RECENCY_US < now_us || !(score & 1);
+        uint32_t count = sc_score_count(score);
+        /* One of a time to come is damaged, or it was lent an older time than others know. */
+        stale = stale || time + RECENCY_US < now_us || time > now_us + FUTURE_US || count_on(count, requests, i) != count;
         *oldest_us = time < *oldest_us ? time : *oldest_us;
     }
     return stale;
 }
 
-void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint64_t *time_us)
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint32_t requests, uint64_t *time_us)
 {
     /* Scores are plain words that readers store without a lock. So that a hot object's word stays in every reader's
      * cache, keys that are touched together are written together, and only where one of them needs it. What is not
      * written lends its time to the keys behind it, so that of one chain the later never look the younger. */
     uint64_t oldest = *time_us;
-    if (!is_stale(s, slots, n, *time_us, &oldest)) {
+    if (!is_stale(s, slots, n, requests, *time_us, &oldest)) {
         *time_us = oldest;
         return;
     }
@@ -405,7 +424,8 @@ void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t 
         if (slots[i] == SC_NO_SLOT)
             continue;
         sc_word *w = sc_score(s, slots[i]);
-        uint32_t known = sc_score_depth(sc_peek(w)), depth = first_depth + i;
-        sc_poke(w, sc_score_make(s, *time_us, depth > known ? depth : known, true));
+        uint64_t score = sc_peek(w);
+        uint32_t known = sc_score_depth(score), depth = first_depth + i, count = count_on(sc_score_count(score), requests, i);
+        sc_poke(w, sc_score_make(s, *time_us, depth > known ? depth : known, count));
     }
 }

@@ -2,25 +2,45 @@
  *
  * A score is one word a slot, the smallest goes first:
  *
- *   63                          17 16                1 0
- *   | time of last access (us)    | 0xffff - depth    | read |
+ *   63             18 17             2 1     0
+ *   | worth (2 us)   | 0xffff - depth  | count |
  *
- * The time counts from the arena's creation. Depth is the key's place in its batch: of the keys of one chain the
- * later goes first. read says that a reader has touched the object since it was written.
+ * worth: the time of the last access, from the arena's creation on, and as often the eviction window as there were
+ * requests beyond the first; with a window of 0 the least recently used goes first. count: how many requests have
+ * used the object, 1 to 3: what wrote it, what was granted shares of it, or read it without; those of before it was
+ * evicted, too, where a ghost remembers them. Depth is the key's place in its batch: of the keys of one chain the later
+ * goes first.
  */
 #ifndef SC_EVICT_H
 #define SC_EVICT_H
 
 #include "block.h"
+#include "ghost.h"
 #include "share.h"
 
-static inline uint64_t sc_score_make(const struct sc_segment *s, uint64_t now_us, uint32_t depth, bool read)
+enum { SC_COUNT_MAX = 3 };
+
+static inline uint32_t sc_score_count(uint64_t score) { return score & 3 ? score & 3 : 1; }
+static inline uint32_t sc_score_depth(uint64_t score) { return 0xffff - (uint32_t)(score >> 2 & 0xffff); }
+
+static inline uint64_t sc_score_make(const struct sc_segment *s, uint64_t now_us, uint32_t depth, uint32_t count)
 {
-    return (now_us - s->epoch_us) << 17 | (uint64_t)(0xffff - (depth < 0xffff ? depth : 0xffff)) << 1 | read;
+    uint64_t worth = (now_us - s->epoch_us + s->eviction_window_us * (count - 1)) >> 1;
+    return worth << 18 | (uint64_t)(0xffff - (depth < 0xffff ? depth : 0xffff)) << 2 | count;
 }
 
-static inline uint64_t sc_score_time(const struct sc_segment *s, uint64_t score) { return (score >> 17) + s->epoch_us; }
-static inline uint32_t sc_score_depth(uint64_t score) { return 0xffff - (uint32_t)(score >> 1 & 0xffff); }
+/* Of the last access. */
+static inline uint64_t sc_score_time(const struct sc_segment *s, uint64_t score)
+{
+    return (score >> 18 << 1) + s->epoch_us - s->eviction_window_us * (sc_score_count(score) - 1);
+}
+
+/* Of a new object. */
+static inline uint64_t sc_score_first(const struct sc_segment *s, uint64_t now_us, uint64_t hash, uint32_t depth)
+{
+    uint32_t before = s->eviction_window_us ? sc_ghost_count(s, hash) : 0;
+    return sc_score_make(s, now_us, depth, before < SC_COUNT_MAX ? before + 1 : SC_COUNT_MAX);
+}
 
 /* Victims are listed by one scan for many evictions from one region, and a list goes stale as shares come and go. To be
  * called once a hold of the lock: makes lists anew where they are old, or the scan costs next to nothing. */
@@ -41,8 +61,9 @@ bool sc_remove(struct sc_segment *s, uint32_t slot, bool force);
 /* WRITING -> FREE: nobody fills it any more. False: it was published, or is damaged. */
 bool sc_abort(struct sc_segment *s, uint32_t slot);
 
-/* The readers' side of recency, without a lock: some keys of a batch, the first at first_depth. *time_us begins as the
- * time of the call and is carried from one part of a batch to the next. */
-void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint64_t *time_us);
+/* The readers' side of scores, without a lock: up to 32 keys of a batch, the first at first_depth. requests: a bit a key
+ * whose request was not counted yet. *time_us begins as the time of the call and is carried from one part of a batch to
+ * the next. */
+void sc_touch(struct sc_segment *s, const uint32_t *slots, uint32_t n, uint32_t first_depth, uint32_t requests, uint64_t *time_us);
 
 #endif

@@ -10,6 +10,7 @@
  *   geometry.region_table regions * 256         region table      (struct sc_region)
  *   geometry.slot_table   slots * 128           slot table        (struct sc_slot)         the truth
  *   geometry.scores   slots * 8                 eviction scores
+ *   geometry.ghosts   ghost_lines * 64          what the evicted were worth (ghost.h)
  *   geometry.shares   lanes * share_stride      share table, one row of slots * 8 a lane
  *   geometry.since    lanes * since_stride      when each share was first held, one row of slots * 4 a lane
  *   geometry.index    2^index_bits * 8          index             derived from the slot table
@@ -27,7 +28,7 @@
  *   header, first 512 bytes   the creator, before the segment has a name; constant ever after
  *   header.lock               any lane, by compare-and-swap from 0 or from a dead holder to itself;
  *                             the holder back to 0
- *   header.index_seq, layouts .. detached, index, slot_map, block_map, owners, layouts: arena lock
+ *   header.index_seq, layouts .. ghosts, index, slot_map, block_map, owners, layouts: arena lock
  *   header.lane_limit, retired, door_pid; lane identity (role .. group): the holder of the door (see lane.h);
  *                             role and pid also the lane itself when it closes
  *   lane.incarnation          the holder of the door, of a lane in which nobody else lives
@@ -36,6 +37,7 @@
  *   slot.state                see slot.h, which has the table of transitions
  *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter; seal: who publishes
  *   scores                    any lane, a plain store of a later time; a lost store costs recency only
+ *   ghosts                    arena lock; whatever is lost or wrong there costs accuracy only
  *   shares[l][s]              see share.h
  *   since[l][s]               lane l's process, a plain store when it holds a share of s that it did not hold before;
  *                             for people: it means something only while that share is held
@@ -51,7 +53,7 @@
 #include "atomics.h"
 
 #define SC_MAGIC UINT64_C(0x45484341434d4853) /* "SHMCACHE" */
-#define SC_VERSION 4
+#define SC_VERSION 5
 
 #define SC_MAX_LANES 256
 #define SC_MAX_SLOTS (1u << 20)
@@ -69,8 +71,8 @@
 /* Where the parts lie: computed from the four numbers that the creator chose, never read from the file. */
 struct sc_geometry {
     uint64_t capacity, block_size;
-    uint32_t slots, lanes, blocks, regions, index_bits;
-    uint64_t lane_table, layout_table, region_table, slot_table, scores, shares, share_stride, since, since_stride, index, slot_map,
+    uint32_t slots, lanes, blocks, regions, index_bits, ghost_lines;
+    uint64_t lane_table, layout_table, region_table, slot_table, scores, ghosts, shares, share_stride, since, since_stride, index, slot_map,
         block_map, owners, backed, metadata, payload, segment_bytes;
 };
 
@@ -90,8 +92,8 @@ struct sc_header {
     uint8_t boot_id[16];            /* an arena never outlives the boot that made it */
     uint32_t regions;               /* of device memory that there can be at a time */
     uint32_t reserved0;
+    uint64_t eviction_window_us;    /* what one more request is worth; 0: nothing, the order is by time alone */
     uint64_t checksum;              /* over the bytes above and the fingerprint */
-    uint8_t reserved2[8];
     uint32_t fingerprint_bytes;
     uint32_t reserved1;
     char fingerprint[SC_MAX_FINGERPRINT];
@@ -112,7 +114,8 @@ struct sc_header {
     sc_half block_cursor;           /* where the next search begins */
     sc_half slot_cursor;
     sc_half detached;               /* WRITING slots that left the index */
-    uint8_t pad3[3172];
+    sc_word ghosts;                 /* remembered until now; see ghost.h */
+    uint8_t pad3[3160];
 };
 
 /* Events that a lane counts, in its own cache lines: X(name). Python's Counters has the same names. */

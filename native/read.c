@@ -114,7 +114,7 @@ static inline __attribute__((always_inline)) int64_t each_key(struct sc_segment 
                 slots[i] = SC_NO_SLOT;
         }
         if (touch)
-            sc_touch(s, slots, m, from, &now);
+            sc_touch(s, slots, m, from, UINT32_MAX, &now);
     }
     return sc_leave(s, ok);
 }
@@ -184,7 +184,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
     uint64_t start = sc_now_us(), now = start;
     bool go = true;
     for (uint32_t from = 0; from < n; from += SC_CHUNK) {
-        uint32_t m = sc_chunk_of(from, n);
+        uint32_t m = sc_chunk_of(from, n), requests = 0;
         if (go)
             sc_keys_load(s, &keys, from, m, SC_FETCH_SCORE, k);
         for (uint32_t i = 0; i < m; i++) {
@@ -195,8 +195,10 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
             ref->status = SC_IN_FLIGHT; /* what a prefix read leaves unread behind a gap */
             if (!go)
                 continue;
+            uint32_t before = claims;
             ref->status = (uint16_t)take(s, &k[i], flags, start, ref, &slots[i], &claims);
             hits += ref->status == SC_OK;
+            requests |= (uint32_t)(claims == before) << i; /* of a claim, it was counted with the grant */
             misses += ref->status != SC_OK && !(flags & SC_AGAIN);
             if (ref->status != SC_OK) {
                 slots[i] = SC_NO_SLOT;
@@ -204,7 +206,7 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
             }
         }
         if (!(flags & SC_READ_STORE))
-            sc_touch(s, slots, m, from, &now);
+            sc_touch(s, slots, m, from, requests, &now);
     }
     if (!(flags & SC_READ_STORE)) {
         sc_tally(s, SC_read_hits, hits);
@@ -251,6 +253,12 @@ void sc_ungrant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32
         sc_share_ungrant(s, s->rank_lanes[i], slot, generation);
 }
 
+uint64_t sc_lease_end(const struct sc_segment *s)
+{
+    uint64_t end = sc_now_us() + s->read_lease_us, step = s->read_lease_us / 1024 + 1;
+    return end + step - end % step;
+}
+
 bool sc_grant(struct sc_segment *s, uint32_t slot, uint32_t generation, uint32_t ranks, uint64_t lease_until_us)
 {
     /* Before the shares, whose compare-and-swaps release it: an evictor that sees one sees its lease. Never shorter: who
@@ -291,7 +299,7 @@ int64_t sc_reserve_read(struct sc_segment *s, const char *data, uint32_t width, 
                         uint32_t ranks, int8_t *status)
 {
     struct sc_keys keys = sc_keys_of(data, width, ends, n);
-    struct grants g = {ranks, sc_now_us() + s->read_lease_us};
+    struct grants g = {ranks, sc_lease_end(s)};
     int64_t ok = each_key(s, &keys, status, visit_grant, &g, true, SC_FETCH_LEASE);
     if (ok > 0)
         sc_tally(s, SC_grants, (uint64_t)ok * ranks);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define LONGEST_US UINT64_C(1000000000000000) /* as config.py allows */
+#define LONGEST_WINDOW_US UINT64_C(10000000000000) /* the same: a score has room for three */
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -50,6 +51,8 @@ int sc_plan(uint64_t capacity, uint64_t block_size, uint32_t slots, uint32_t lan
     g->region_table = place(&end, regions * sizeof(struct sc_region));
     g->slot_table = place(&end, slots * sizeof(struct sc_slot));
     g->scores = place(&end, slots * sizeof(sc_word));
+    g->ghost_lines = 2 * slots; /* at eight ghosts a slot a quarter of it is in use */
+    g->ghosts = place(&end, g->ghost_lines * UINT64_C(64));
     g->share_stride = align_up(slots * sizeof(sc_word), 128);
     g->shares = place(&end, lanes * g->share_stride);
     g->since_stride = align_up(slots * sizeof(sc_half), 128);
@@ -96,11 +99,14 @@ static int check(int fd, struct sc_segment *s)
         return SC_E_DAMAGED;
     if (h.read_lease_us > LONGEST_US || h.write_lease_us > LONGEST_US || h.lock_timeout_us > LONGEST_US)
         return SC_E_DAMAGED;
+    if (h.eviction_window_us > LONGEST_WINDOW_US)
+        return SC_E_DAMAGED;
     if ((uint64_t)st.st_size != s->g.segment_bytes)
         return SC_E_DAMAGED;
     s->read_lease_us = h.read_lease_us;
     s->write_lease_us = h.write_lease_us;
     s->lock_timeout_us = h.lock_timeout_us;
+    s->eviction_window_us = h.eviction_window_us;
     s->epoch_us = h.epoch_us;
     s->seed = h.seed;
     s->checksum = h.checksum;

@@ -16,7 +16,7 @@ struct sc_victims; /* of evict.c */
 
 struct sc_segment {
     struct sc_geometry g;
-    uint64_t read_lease_us, write_lease_us, lock_timeout_us, epoch_us;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us, eviction_window_us, epoch_us;
     uint64_t seed, checksum;     /* of the key hash; of the header */
     uint8_t *base;               /* header .. backed: everything but the payload */
     uint64_t base_bytes;
@@ -74,6 +74,7 @@ static inline sc_word *sc_score(const struct sc_segment *s, uint32_t slot)
 {
     return (sc_word *)(s->base + s->g.scores) + slot;
 }
+static inline sc_half *sc_ghost_table(const struct sc_segment *s) { return (sc_half *)(s->base + s->g.ghosts); }
 static inline sc_word *sc_share(const struct sc_segment *s, uint32_t lane, uint32_t slot)
 {
     return (sc_word *)(s->base + s->g.shares + lane * s->g.share_stride) + slot;

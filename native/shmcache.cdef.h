@@ -42,6 +42,7 @@ struct sc_config {
     uint64_t capacity, block_size;
     uint32_t slots, lanes, regions;          /* regions: of device memory that there can be at a time */
     uint64_t read_lease_us, write_lease_us, lock_timeout_us;
+    uint64_t eviction_window_us;             /* 0: the least recently used goes first */
     char fingerprint[256];
     uint32_t fingerprint_bytes;
     uint8_t boot_id[16];
@@ -61,7 +62,7 @@ struct sc_reaped { uint64_t lanes, shares, writes, lock; };
 struct sc_info {
     uint64_t capacity, block_size, payload, metadata, segment_bytes;
     uint32_t slots, lanes, regions, lane_limit, layouts;
-    uint64_t read_lease_us, write_lease_us, lock_timeout_us, created_ns;
+    uint64_t read_lease_us, write_lease_us, lock_timeout_us, eviction_window_us, created_ns;
     char fingerprint[256];
     uint32_t fingerprint_bytes;
     uint8_t boot_id[16];
@@ -93,7 +94,8 @@ struct sc_object_info {
     uint32_t standing;                       /* enum sc_standing */
 };
 
-/* What one lane has of one object. held_us: since it began to hold it; reserved_us: since the last grant. */
+/* What one lane has of one object. held_us: since it began to hold it; reserved_us: since the last grant, or up to
+ * a thousandth of the read lease less. */
 struct sc_share_info { uint32_t slot, generation, reserved, held; uint64_t reserved_us, held_us; };
 
 /* A histogram: bucket b counts times up to 16 << b microseconds, the last one all that are longer. */

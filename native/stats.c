@@ -70,6 +70,7 @@ void sc_get_info(struct sc_segment *s, struct sc_info *info)
     info->read_lease_us = s->read_lease_us;
     info->write_lease_us = s->write_lease_us;
     info->lock_timeout_us = s->lock_timeout_us;
+    info->eviction_window_us = s->eviction_window_us;
     info->created_ns = h->created_ns;
     info->fingerprint_bytes = at_most(h->fingerprint_bytes, SC_MAX_FINGERPRINT);
     memcpy(info->fingerprint, h->fingerprint, info->fingerprint_bytes);

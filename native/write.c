@@ -131,7 +131,7 @@ static void begin_write(struct sc_segment *s, const struct sc_key *k, const stru
     fill(s, state, k, o, d->terms.writers, d->now_us);
     sc_block_use(s, (uint32_t)o->block, o->blocks, o->slot);
     sc_slot_use(s, o->slot);
-    sc_poke(sc_score(s, o->slot), sc_score_make(s, d->now_us, depth, false));
+    sc_poke(sc_score(s, o->slot), sc_score_first(s, d->now_us, k->hash, depth));
     sc_store(w, state); /* releases the fields */
     if (d->terms.writers > 1)
         sc_first_part(s, o->slot, o->generation);
@@ -348,7 +348,7 @@ static enum sc_status publish(struct sc_segment *s, uint32_t slot, uint32_t gene
         st = SC_NOT_FOUND;
     if (st == SC_OK) {
         /* Grants before READY: no evictor can come between. A new object's words cannot be full. */
-        bool granted = ranks && sc_grant(s, slot, generation, ranks, sc_now_us() + s->read_lease_us);
+        bool granted = ranks && sc_grant(s, slot, generation, ranks, sc_lease_end(s));
         /* Releases the payload; pairs with the reader's look at the state word. */
         uint32_t region = sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block));
         if (sc_cas(w, &state, sc_published(state)))

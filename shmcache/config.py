@@ -16,6 +16,8 @@ DEFAULT_REGIONS: Final = 8
 MAX_FINGERPRINT: Final = 256  #: bytes of UTF-8
 MIN_SECONDS: Final = 1e-6
 MAX_SECONDS: Final = 1e9  #: about 31 years; as nanoseconds it fits 64 bits with room for a clock
+MAX_WINDOW_S: Final = 1e7  #: three of it fit into the score of an object
+EVICTIONS: Final = ("segmented", "lru")
 
 _UNITS: Final[dict[str, int]] = {
     "": 1,
@@ -126,6 +128,8 @@ class ArenaConfig:
     write_lease_s: float  #: a writer stuck for so long loses its key
     lock_timeout_s: float  #: how long a change waits for a live but stopped holder of the arena lock
     populate: bool  #: allocate and touch every page at creation
+    eviction: str  #: "segmented" by how many requests used an object, or "lru": the least recently used goes first
+    eviction_window_s: float  #: segmented: by so much each of an object's second and third request outlives its use
 
     # Written by hand, because callers may state more types than readers should have to deal with.
     def __init__(
@@ -141,6 +145,8 @@ class ArenaConfig:
         write_lease_s: float = 600.0,
         lock_timeout_s: float = 5.0,
         populate: bool = False,
+        eviction: str = "segmented",
+        eviction_window_s: float = 180.0,
     ) -> None:
         block_bytes = _check_block_size(block_size)
         capacity_bytes = _check_capacity(capacity, block_bytes)
@@ -156,6 +162,8 @@ class ArenaConfig:
             "write_lease_s": _check_seconds(write_lease_s, "write_lease_s"),
             "lock_timeout_s": _check_seconds(lock_timeout_s, "lock_timeout_s"),
             "populate": check_bool(populate, "populate"),
+            "eviction": _check_eviction(eviction),
+            "eviction_window_s": _check_seconds(eviction_window_s, "eviction_window_s", MAX_WINDOW_S),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)  # past the class's own freezing
@@ -218,11 +226,19 @@ def _check_int(value: int, what: str, most: int) -> int:
     return int(value)
 
 
-def _check_seconds(value: float, what: str) -> float:
+def _check_eviction(value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"eviction: expected str, got {shown(value)}")
+    if value not in EVICTIONS:
+        raise ValueError(f"eviction: expected {' or '.join(map(repr, EVICTIONS))}, got {shown(value)}")
+    return value
+
+
+def _check_seconds(value: float, what: str, most: float = MAX_SECONDS) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what}: expected seconds as float, got {shown(value)}")
-    if not MIN_SECONDS <= value <= MAX_SECONDS:  # also refuses NaN and both infinities
-        raise ValueError(f"{what}: expected {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds, got {shown(value)}")
+    if not MIN_SECONDS <= value <= most:  # also refuses NaN and both infinities
+        raise ValueError(f"{what}: expected {MIN_SECONDS:g} to {most:g} seconds, got {shown(value)}")
     return float(value)
 
 

@@ -159,6 +159,8 @@ def _describe(config: ArenaConfig) -> Any:
     described.read_lease_us = round(config.read_lease_s * 1e6)
     described.write_lease_us = round(config.write_lease_s * 1e6)
     described.lock_timeout_us = round(config.lock_timeout_s * 1e6)
+    if config.eviction == "segmented":
+        described.eviction_window_us = round(config.eviction_window_s * 1e6)
     described.fingerprint_bytes = len(fingerprint)
     ffi.memmove(described.fingerprint, fingerprint, len(fingerprint))
     ffi.memmove(described.boot_id, boot_id(), 16)

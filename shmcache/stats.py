@@ -257,6 +257,7 @@ class ArenaInfo:
     read_lease_s: Annotated[float, "after which a reserved share keeps nothing"] = 0.0
     write_lease_s: Annotated[float, "after which a write may lose its key"] = 0.0
     lock_timeout_s: Annotated[float, "after which who waits for the arena lock gives up"] = 0.0
+    eviction_window_s: Annotated[float, "what one more request is worth; 0: eviction is by time alone"] = 0.0
     lane_limit: Annotated[int, "lanes at most"] = 0
     layouts: Annotated[int, "layouts in the layout table"] = 0
     lock: Annotated[LockInfo | None, "None while nobody holds it"] = None

@@ -291,9 +291,12 @@ static void check_change(const struct self *me, uint64_t at, struct report *r)
         check_region(me, at, r);
     else if (at < g->scores)
         check_slot(me, at, r);
-    else if (at < g->shares)
+    else if (at < g->ghosts)
         return; /* scores: anybody's */
-    else if (at < g->since)
+    else if (at < g->shares) {
+        if (!me->locked)
+            deny(me, "ghosts", at, r);
+    } else if (at < g->since)
         check_share(me, at, r);
     else if (at < g->index) {
         if ((at - g->since) / g->since_stride != me->lane)

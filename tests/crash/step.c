@@ -30,6 +30,7 @@ static void watch_all(struct stepper *t, bool payload)
     watch(t, g->region_table, g->regions * sizeof(struct sc_region));
     watch(t, g->slot_table, g->slots * sizeof(struct sc_slot));
     watch(t, g->scores, g->slots * sizeof(sc_word));
+    watch(t, g->ghosts, g->ghost_lines * UINT64_C(64));
     watch(t, g->shares, g->lanes * g->share_stride);
     watch(t, g->since, g->lanes * g->since_stride);
     watch(t, g->index, sizeof(sc_word) << g->index_bits);

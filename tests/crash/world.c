@@ -82,7 +82,8 @@ void world_save(const struct world *w, uint8_t *bytes)
 struct sc_config world_config(void)
 {
     return (struct sc_config){.capacity = BLOCKS * BLOCK_BYTES, .block_size = BLOCK_BYTES, .slots = SLOTS, .lanes = LANES,
-                              .regions = REGIONS, .read_lease_us = HOUR_US, .write_lease_us = HOUR_US, .lock_timeout_us = 0};
+                              .regions = REGIONS, .read_lease_us = HOUR_US, .write_lease_us = HOUR_US, .lock_timeout_us = 0,
+                              .eviction_window_us = HOUR_US};
 }
 
 void world_format(struct world *w)

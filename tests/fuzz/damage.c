@@ -44,7 +44,7 @@ void damage_word(struct world *w, uint64_t offset, uint64_t value)
 
 struct part { uint64_t at, bytes; };
 
-enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, REGION_TABLE, SLOT_TABLE, SCORES, SHARES, SINCE, INDEX, SLOT_MAP,
+enum { LOCK, INDEX_SEQ, LIMITS, COUNTS, LANE_TABLE, LAYOUT_TABLE, REGION_TABLE, SLOT_TABLE, SCORES, GHOSTS, SHARES, SINCE, INDEX, SLOT_MAP,
        BLOCK_MAP, OWNERS, BACKED, PARTS };
 
 static uint64_t all_blocks(const struct sc_geometry *g) { return (uint64_t)g->blocks * (1 + g->regions); }
@@ -57,13 +57,14 @@ static struct part part_of(const struct world *w, uint32_t part)
         [LOCK] = {offsetof(struct sc_header, lock), 8},
         [INDEX_SEQ] = {offsetof(struct sc_header, index_seq), 8},
         [LIMITS] = {offsetof(struct sc_header, lane_limit), 16},
-        [COUNTS] = {offsetof(struct sc_header, layouts), 24},
+        [COUNTS] = {offsetof(struct sc_header, layouts), 40},
         [LANE_TABLE] = {g->lane_table, g->lanes * sizeof(struct sc_lane)},
         [LAYOUT_TABLE] = {g->layout_table, 4 * sizeof(struct sc_layout)},
         /* A word of it where there are no regions; it is padding. */
         [REGION_TABLE] = {g->regions ? g->region_table : g->region_table - 8, g->regions ? g->regions * sizeof(struct sc_region) : 8},
         [SLOT_TABLE] = {g->slot_table, g->slots * sizeof(struct sc_slot)},
         [SCORES] = {g->scores, g->slots * sizeof(sc_word)},
+        [GHOSTS] = {g->ghosts, g->ghost_lines * UINT64_C(64)},
         [SHARES] = {g->shares, g->lanes * g->share_stride},
         [SINCE] = {g->since, g->lanes * g->since_stride},
         [INDEX] = {g->index, sizeof(sc_word) << g->index_bits},

@@ -96,7 +96,7 @@ def test_nothing_is_left(arena_name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["lanes", "layouts", "slots", "scores", "shares", "index", "slot_map", "block_map", "owners"]
+    "part", ["lanes", "layouts", "slots", "scores", "ghosts", "shares", "index", "slot_map", "block_map", "owners"]
 )
 def test_cut_within_a_part(arena_name: str, parts: dict[str, int], part: str) -> None:
     check_each_call(arena_name, parts[part] + 8)

@@ -51,7 +51,8 @@ uint64_t choose_word(struct input *in)
 void world_make(struct world *w, uint64_t lease_us, uint32_t regions)
 {
     struct sc_config c = {.capacity = BLOCKS * BLOCK, .block_size = BLOCK, .slots = SLOTS, .lanes = LANES,
-                          .regions = regions, .read_lease_us = lease_us, .write_lease_us = lease_us, .lock_timeout_us = LOCK_TIMEOUT_US};
+                          .regions = regions, .read_lease_us = lease_us, .write_lease_us = lease_us, .lock_timeout_us = LOCK_TIMEOUT_US,
+                          .eviction_window_us = lease_us};
     memset(w, 0, sizeof *w);
     for (int i = 0; i < BATCHES; i++)
         w->writes[i].handle = w->reads[i].handle = -1;

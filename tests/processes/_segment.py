@@ -29,7 +29,7 @@ READY: Final = 2
 EVICTING: Final = 3
 
 #: Parts that are derived from the slot table, or cost recency only.
-DERIVED: Final = ("index", "slot_map", "block_map", "owners", "scores", "counts")
+DERIVED: Final = ("index", "slot_map", "block_map", "owners", "scores", "ghosts", "counts")
 
 
 def _up(n: int, to: int) -> int:
@@ -59,6 +59,7 @@ class Segment:
             "regions": self.regions * _REGION_BYTES,
             "slots": slots * _SLOT_BYTES,
             "scores": slots * 8,
+            "ghosts": 2 * slots * 64,
             "shares": self.lanes * _up(slots * 8, 128),
             "since": self.lanes * _up(slots * 4, 128),
             "index": index * 8,

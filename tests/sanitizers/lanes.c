@@ -30,6 +30,7 @@ uint32_t below(struct lane *l, uint32_t n)
 int lanes_create(void)
 {
     struct sc_config c = {.capacity = BLOCKS * BLOCK, .block_size = BLOCK, .slots = SLOTS, .lanes = LANES, .regions = REGIONS};
+    c.eviction_window_us = 300;
     c.read_lease_us = 300;
     c.write_lease_us = 2000;
     c.lock_timeout_us = 20000000;

@@ -216,6 +216,8 @@ def test_defaults() -> None:
         "write_lease_s": 600.0,
         "lock_timeout_s": 5.0,
         "populate": False,
+        "eviction": "segmented",
+        "eviction_window_s": 180.0,
     }
     assert ArenaConfig(capacity=8 * GIB) == config
 
@@ -231,10 +233,13 @@ def test_everything_stated() -> None:
         write_lease_s=0.5,
         lock_timeout_s=1e9,
         populate=True,
+        eviction="lru",
+        eviction_window_s=1,
     )
     assert (config.capacity, config.block_size, config.slots, config.lanes) == (4096, 4096, 1, 256)
     assert type(config.read_lease_s) is float
     assert (config.fingerprint, config.populate) == ("ü" * 128, True)
+    assert (config.eviction, config.eviction_window_s) == ("lru", 1.0)
 
 
 def test_default_slots_are_limited() -> None:
@@ -282,6 +287,11 @@ WRONG_VALUES = [
     ("fingerprint", "ü" * 129),
     ("fingerprint", "a\0b"),
     ("fingerprint", "\ud800"),
+    ("eviction", "fifo"),
+    ("eviction", ""),
+    ("eviction", "LRU"),
+    ("eviction_window_s", 0),
+    ("eviction_window_s", 1e8),
     *[
         (lease, seconds)
         for lease in ("read_lease_s", "write_lease_s", "lock_timeout_s")
@@ -305,6 +315,8 @@ WRONG_TYPES = [
     *[("fingerprint", value) for value in (None, b"x", 1)],
     *[(lease, v) for lease in ("read_lease_s", "write_lease_s", "lock_timeout_s") for v in (None, True, "1", 1j)],
     *[("populate", value) for value in (None, 1, 0, "yes")],
+    *[("eviction", value) for value in (None, 1, b"lru")],
+    *[("eviction_window_s", value) for value in (None, True, "180")],
 ]
 
 

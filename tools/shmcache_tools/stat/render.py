@@ -152,8 +152,14 @@ def _identity(info: ArenaInfo, now: float) -> list[tuple[str, str | Text]]:
         ("created", f"{created}, {age_text(now - info.created)} ago"),
         ("fingerprint", _whole(info.fingerprint or "none")),
         ("leases", f"{leases}; lock timeout {info.lock_timeout_s:g} s"),
+        ("eviction", _eviction_text(info)),
         ("lock", _lock_text(info)),
     ]
+
+
+def _eviction_text(info: ArenaInfo) -> str:
+    window_s = info.eviction_window_s
+    return f"segmented, a request is worth {window_s:g} s" if window_s else "lru"
 
 
 def _whole(text: str) -> Text:
