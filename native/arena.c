@@ -109,7 +109,8 @@ static int set_ranks_aside(struct sc_segment *s, const struct sc_member *m, stru
             if (lane == SC_NO_SLOT)
                 return SC_E_NO_LANE;
             /* In the door, so nobody takes it: its row is empty before anybody can grant to the rank. */
-            sc_reap_lane(s, lane, sc_load32(&sc_lane(s, lane)->incarnation), r);
+            if (!sc_lane_empty(s, lane))
+                sc_reap_lane(s, lane, sc_load32(&sc_lane(s, lane)->incarnation), r);
             sc_lane_assign(s, lane, m, rank);
         }
         s->rank_lanes[rank] = (uint16_t)lane;

@@ -1,8 +1,8 @@
-"""Builds ``shmcache._native`` from the C core with cffi's API mode, and ``shmcache._pack`` beside it.
+"""Builds ``shmcache._native`` from the C core with cffi's API mode, and ``shmcache._fast`` beside it.
 
 ``pyproject.toml`` names :class:`BuildExt` as the ``build_ext`` command; nothing is compiled at import.
 The declarations that Python sees are in ``shmcache.cdef.h``; cffi turns them into one generated C
-file, which is compiled together with every ``native/*.c``.
+file, which is compiled together with every ``native/*.c``. ``native/python/*.c`` are the other module.
 
 Set ``SHMCACHE_WERROR=1`` to make each compiler warning an error, as our own builds do. It is off by
 default, because another compiler's new warning must not stop a user's ``pip install``.
@@ -80,11 +80,12 @@ class BuildExt(build_ext):
         for ext in self.extensions:
             ext.extra_compile_args = compile_args()
             ext.extra_link_args = LINK_ARGS + lto_args()
-            if ext.name == MODULE:
-                ext.sources = sorted(str(path) for path in NATIVE.glob("*.c"))
-                # What ext.depends names is put into the sdist, and a change of it rebuilds.
-                ext.depends = sorted(str(path) for path in (*NATIVE.glob("*.h"), NATIVE / "build_ffi.py"))
-                ext.include_dirs = [str(NATIVE)]
+            folder = NATIVE if ext.name == MODULE else NATIVE / "python"
+            ext.sources = sorted(str(path) for path in folder.glob("*.c"))
+            # What ext.depends names is put into the sdist, and a change of it rebuilds.
+            headers = {*NATIVE.glob("*.h"), *folder.glob("*.h")}
+            ext.depends = sorted(str(path) for path in (*headers, NATIVE / "build_ffi.py"))
+            ext.include_dirs = [str(NATIVE)]
 
     def build_extension(self, ext: Extension) -> None:
         """Generate and compile; raises PlatformError on a platform that the core does not support."""

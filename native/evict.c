@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, FUTURE_US = 1000000, EXACT_SLOTS = 1024, STALE_US = 100000, FEW = 16, SLOTS_A_VICTIM = 128 };
+enum { RECENCY_US = 4000, FUTURE_US = 1000000, FEW = 16, SLOTS_A_VICTIM = 128, SLOTS_A_US = 10 };
 #define PINNED UINT64_MAX
 
 /* What may go from one region. rank: its place in the order, of its score. */
@@ -14,8 +14,8 @@ static uint32_t most_victims(const struct sc_segment *s)
     return s->g.slots > FEW * SLOTS_A_VICTIM ? s->g.slots / SLOTS_A_VICTIM : FEW;
 }
 
-/* Free slots have no score, and come last: a scan that has found enough does not look at their state. So does an object
- * whose score was wiped. */
+/* Free slots have as a rule no score, and come last: a scan that has found enough does not look at their state. So does an
+ * object whose score was wiped. */
 static uint64_t rank_of(const struct sc_segment *s, uint32_t slot) { return sc_peek(sc_score(s, slot)) - 1; }
 
 /* EVICTING -> READY, unless a reader was first. */
@@ -214,7 +214,7 @@ void sc_refresh_victims(struct sc_segment *s)
 {
     uint64_t now = sc_now_us();
     for (uint32_t region = 0; region <= s->g.regions; region++)
-        if (s->victims[region] && (s->g.slots <= EXACT_SLOTS || now - s->victims[region]->listed_us >= STALE_US))
+        if (s->victims[region] && now - s->victims[region]->listed_us >= s->g.slots / SLOTS_A_US)
             forget_victims(s->victims[region], now);
 }
 
@@ -252,7 +252,7 @@ static bool price(struct sc_segment *s, const struct sc_extent *e)
         if (sc_state_of(state) == SC_FREE || !describe(s, slot, state, &o) || sc_first_block(s, o.region) != e->first)
             continue;
         bool stays = sc_state_of(state) != SC_READY || pinned(s, slot, state);
-        uint64_t cost = stays ? PINNED : (sc_peek(sc_score(s, slot)) | 1);
+        uint64_t cost = stays ? PINNED : rank_of(s, slot) / 2 + 1; /* neither 0 nor PINNED */
         for (uint64_t b = o.block; b < o.block + o.blocks; b++)
             s->costs[b - e->first] = cost;
     }

@@ -7,9 +7,9 @@
  *
  * worth: the time of the last access, from the arena's creation on, and as often the eviction window as there were
  * requests beyond the first; with a window of 0 the least recently used goes first. count: how many requests have
- * used the object, 1 to 3: what wrote it, what was granted shares of it, or read it without; those of before it was
- * evicted, too, where a ghost remembers them. Depth is the key's place in its batch: of the keys of one chain the later
- * goes first.
+ * used the object, 1 to 3: each call that wrote it, was granted shares of it, read it without, or touched it; those of
+ * before it was evicted, too, where a ghost remembers them. Depth is the deepest place that the key had in a batch: of the
+ * keys of one chain the later goes first.
  */
 #ifndef SC_EVICT_H
 #define SC_EVICT_H
@@ -42,8 +42,9 @@ static inline uint64_t sc_score_first(const struct sc_segment *s, uint64_t now_u
     return sc_score_make(s, now_us, depth, before < SC_COUNT_MAX ? before + 1 : SC_COUNT_MAX);
 }
 
-/* Victims are listed by one scan for many evictions from one region, and a list goes stale as shares come and go. To be
- * called once a hold of the lock: makes lists anew where they are old, or the scan costs next to nothing. */
+/* Victims are listed by one scan for many evictions from one region, and a list goes stale as shares come and go, and as
+ * objects come that are worth less. To be called once a hold of the lock: makes lists anew where they are so old that
+ * scans cost a hundredth of the time. */
 void sc_refresh_victims(struct sc_segment *s);
 /* None is listed any more. */
 void sc_victims_clear(struct sc_segment *s);

@@ -5,10 +5,11 @@
  *   31         8 7       2 1     0
  *   | hash       | epoch   | count |      0: none
  *
- * An epoch is as many evictions as there are slots, and header.ghosts counts them all; after eight epochs a ghost is
- * over. So all ghosts are remembered equally long. That matters: a chain is worth its prefix, and one ghost that is lost
- * before its neighbours breaks it. For the same reason three quarters of the table are empty or over: a line that is full
- * of others, whose oldest has to go, is rare (once in a million).
+ * An epoch is as many evictions as there are slots, and header.ghosts counts them all; after eight epochs a ghost is over
+ * (and after 64, where none has taken its place, alive for eight again). So all ghosts are remembered equally long. That
+ * matters: a chain is worth its prefix, and one ghost that is lost before its neighbours breaks it. For the same reason
+ * three quarters of the table are empty or over: a line that is full of others, whose oldest has to go, is rare (once in a
+ * hundred thousand).
  *
  * Under the arena lock. Nobody relies on a ghost: one that is lost, damaged, of an epoch long past or of another key (once
  * in four million) makes an object's score a little wrong, no more. So nothing is ever repaired here, or removed.

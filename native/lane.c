@@ -47,6 +47,12 @@ enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane)
     return sc_load32(&l->role) == SC_ROLE_NONE ? SC_LANE_FREE : SC_LANE_VACANT;
 }
 
+bool sc_lane_empty(const struct sc_segment *s, uint32_t lane)
+{
+    const struct sc_lane *l = sc_lane(s, lane);
+    return sc_load32(&l->role) == SC_ROLE_NONE && sc_load32(&l->reaped) == sc_load32(&l->incarnation);
+}
+
 uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane)
 {
     const struct sc_lane *l = sc_lane(s, lane);
@@ -188,6 +194,7 @@ int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
     /* What was granted to a rank that has not come yet is its own; what a dead predecessor left is not. */
     bool expected = role == SC_ROLE_RANK && lane == sc_lane_of_rank(s, m, (uint32_t)m->rank) &&
                     sc_load32(&l->reaped) == sc_load32(&l->incarnation);
+    bool empty = sc_lane_empty(s, lane);
     /* From here the predecessor's incarnation is dead for all: a lock word that names it can be stolen. */
     s->incarnation = sc_load32(&l->incarnation) + 1;
     s->incarnation += s->incarnation == 0;
@@ -199,7 +206,7 @@ int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid)
         sc_poke(&l->gauges[i], 0); /* what its predecessor was at when it died */
     s->lane = lane;
     s->world_size = m->world_size;
-    return expected ? 1 : 0;
+    return expected || empty ? 1 : 0;
 }
 
 int sc_group_check(struct sc_segment *s, const struct sc_member *m)

@@ -25,6 +25,10 @@ bool sc_lane_held(const struct sc_segment *s, uint32_t lane);
 void sc_lane_let_go(struct sc_segment *s);
 enum sc_lane_state sc_lane_state(const struct sc_segment *s, uint32_t lane);
 
+/* In the door, of a lane that nobody lives in: nothing is left in its row. Who was there was reaped, and nobody can
+ * have granted to it since, for it was no rank's. */
+bool sc_lane_empty(const struct sc_segment *s, uint32_t lane);
+
 /* A hash of the name of the lane's group; 0 for a lane without one. */
 uint32_t sc_lane_group(const struct sc_segment *s, uint32_t lane);
 
@@ -34,7 +38,7 @@ void sc_door_shut(struct sc_segment *s);
 
 /* In the door: locks a lane's byte for m and writes who it is; s->lane and s->incarnation are set.
  * On SC_E_LANE_IN_USE *pid is the owner's. 0: the row may hold what a predecessor left, reap it before use.
- * 1: the lane was set aside for this rank, and its reserved shares were granted to it: keep them. */
+ * 1: it is empty, or was set aside for this rank, and its reserved shares were granted to it: keep them. */
 int sc_lane_take(struct sc_segment *s, const struct sc_member *m, uint32_t *pid);
 
 /* What the header's limit must not fall below: lanes that were ever taken. */

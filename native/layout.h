@@ -36,7 +36,8 @@
  *   lane.counters, gauges, histograms    that lane
  *   slot.state                see slot.h, which has the table of transitions
  *   slot, other fields        arena lock, while the state is FREE; lease_until_us: any granter; seal: who publishes
- *   scores                    any lane, a plain store of a later time; a lost store costs recency only
+ *   scores                    any lane that uses the object, a plain store; arena lock, when a slot is filled or freed. One
+ *                             that is lost, or late, costs accuracy only
  *   ghosts                    arena lock; whatever is lost or wrong there costs accuracy only
  *   shares[l][s]              see share.h
  *   since[l][s]               lane l's process, a plain store when it holds a share of s that it did not hold before;

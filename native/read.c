@@ -198,7 +198,8 @@ int64_t sc_read(struct sc_segment *s, const char *data, uint32_t width, const ui
             uint32_t before = claims;
             ref->status = (uint16_t)take(s, &k[i], flags, start, ref, &slots[i], &claims);
             hits += ref->status == SC_OK;
-            requests |= (uint32_t)(claims == before) << i; /* of a claim, it was counted with the grant */
+            /* Of a claim, and of who reads for those that were granted, it was counted with the grant. */
+            requests |= (uint32_t)(claims == before && !(flags & SC_READ_FRESH)) << i;
             misses += ref->status != SC_OK && !(flags & SC_AGAIN);
             if (ref->status != SC_OK) {
                 slots[i] = SC_NO_SLOT;

@@ -10,11 +10,10 @@ static void take_shares(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
 {
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
         sc_word *w = sc_share(s, lane, slot);
-        uint64_t word = sc_peek(w), state = sc_load(&sc_slot(s, slot)->state);
-        if (word == 0 || stays(word, state))
+        uint64_t word = sc_peek(w);
+        if (word == 0 || stays(word, sc_load(&sc_slot(s, slot)->state)))
             continue;
-        uint64_t old = sc_swap(w, 0);
-        state = sc_load(&sc_slot(s, slot)->state);
+        uint64_t old = sc_swap(w, 0), state = sc_load(&sc_slot(s, slot)->state);
         if (sc_generation(old) != sc_generation(state) || !sc_has_shares(old))
             continue;
         r->shares += sc_held(old) + sc_reserved(old);
@@ -27,6 +26,8 @@ static void take_writes(struct sc_segment *s, uint32_t lane, struct sc_reaped *r
 {
     uint64_t now = sc_now_us();
     for (uint32_t slot = 0; slot < s->g.slots; slot++) {
+        if (!sc_slot_used(s, slot))
+            continue; /* without a look at it: most slots are free in an arena of few large objects */
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
         if (sc_state_of(state) == SC_WRITING)
             r->writes += sc_abandon(s, slot, lane) || (sc_overdue(s, slot, state, lane, now) && sc_detach(s, slot));

@@ -136,6 +136,11 @@ void sc_segment_shut(struct sc_segment *s);
 void sc_formats(int fd, uint64_t *found, uint64_t *own);
 int sc_back(struct sc_segment *s, uint64_t block, uint64_t n);
 int sc_populate(struct sc_segment *s, char *payload, uint64_t block, uint64_t n);
+/* Maps the metadata, and what of the payload has memory, into this process: in a thread of its own, which ends when the
+ * segment is closed (sc_close waits for it), or by sc_prefault_end, which a process calls before it lets go of segments
+ * that it has not closed. */
+int sc_prefault(struct sc_segment *s, char *payload);
+void sc_prefault_end(void);
 
 /* Coming and going. */
 int sc_join(struct sc_segment *s, const char *group, uint32_t group_bytes, int32_t rank, uint32_t world_size,
@@ -174,7 +179,8 @@ int64_t sc_touch_keys(struct sc_segment *s, const char *keys, uint32_t width, co
 int64_t sc_reserve_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n,
                         uint32_t ranks, int8_t *status);
 /* SC_AGAIN: only the keys whose status is SC_IN_FLIGHT are tried. SC_PREFIX: stops at the first key that is not SC_OK
- * and leaves those behind it SC_IN_FLIGHT. SC_READ_FRESH: takes a fresh share, and leaves reserved ones where they are.
+ * and leaves those behind it SC_IN_FLIGHT. SC_READ_FRESH: takes a fresh share, and leaves reserved ones where they are; for who
+ * reads instead of those that were granted, so that it counts as no request.
  * SC_READ_STORE: the same for who copies objects to L2: temporary ones are SC_NOT_FOUND, and nothing counts as read. */
 enum sc_read_flags { SC_PREFIX = 1, SC_AGAIN = 2, SC_READ_FRESH = 4, SC_READ_STORE = 8 };
 int64_t sc_read(struct sc_segment *s, const char *keys, uint32_t width, const uint32_t *ends, uint32_t n, int flags,

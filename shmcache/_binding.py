@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 
 from shmcache import errors
 from shmcache._native import ffi, lib
+from shmcache.directory import segment_directory
 
 __all__ = ["NOBODY", "Handle", "check", "ffi", "lib", "new", "open_segment", "process_state", "raise_code"]
 
@@ -60,8 +61,8 @@ def raise_code(name: str, code: int, *, handle: Handle = None, fd: int = -1, pid
         )
     if code == lib.SC_E_MEMORY:
         raise errors.ArenaSpaceError(
-            f"arena {name!r}: the kernel has no memory for it ({os.strerror(error)}); free /dev/shm or give "
-            "it more: mount -o remount,size=..., docker run --shm-size=..., or an emptyDir of medium Memory"
+            f"arena {name!r}: the kernel has no memory for it ({os.strerror(error)}); free {segment_directory()} or "
+            "give it more: mount -o remount,size=..., docker run --shm-size=..., or an emptyDir of medium Memory"
         )
     if code == lib.SC_E_LAYOUTS:
         raise errors.ArenaSpaceError(

@@ -11,7 +11,7 @@ from typing import Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shmcache import _pack
+from shmcache import _fast
 from shmcache.config import shown
 
 MAX_KEY: Final = 64  #: bytes
@@ -33,7 +33,7 @@ def pack(keys: Keys) -> Packed:
     (n, width), 1 <= width <= 64, one row a key; an array is passed on without a copy. No keys are fine.
     TypeError or ValueError names what is wrong, and the index of the key where it is a key.
     """
-    packed = _pack.pack(keys)  # None unless a list or tuple of bytes of one length, as nearly all are
+    packed = _fast.pack(keys)  # None unless a list or tuple of bytes of one length, as nearly all are
     if packed is not None:
         return packed
     if isinstance(keys, np.ndarray):

@@ -26,7 +26,7 @@ def create(name: str, config: ArenaConfig) -> None:
     """Makes the arena ``name``. It is there whole or not at all.
 
     ArenaExistsError if something has the name, also a foreign file or a symbolic link; ArenaSpaceError if
-    /dev/shm or the memory cgroup cannot hold it.
+    the directory of segments (/dev/shm, or what SHMCACHE_DIRECTORY names) or the memory cgroup cannot hold it.
     """
     check_name(name)
     segment.build(name, _check_config(config, "config"))
@@ -40,13 +40,15 @@ def attach(
     group: str | None = None,
     rank: int | None = None,
     world_size: int = 1,
+    prefault: bool = True,
 ) -> Cache:
     """Attaches this process to the arena ``name``, by a lane of its own.
 
     ``create``: makes the arena where none is there; where one is, its geometry wins and only the fingerprint is
     compared. ``fingerprint``: refuse an arena made under another one. ``group`` (1 to 64 bytes of printable UTF-8),
     ``rank`` and ``world_size`` (1 to 256): the lane of that worker of that group, or of a controller where
-    ``rank`` is None; without a group, a group of this process alone.
+    ``rank`` is None; without a group, a group of this process alone. ``prefault``: a thread maps what has memory into
+    this process, from its first view of an object on, so that few views fault; False where it reads only little.
 
     ArenaNotFoundError, ArenaPermissionError, ArenaVersionError, ArenaDamagedError, FingerprintError,
     LaneInUseError (the rank's owner lives), NoLaneError, GroupError (another world_size), ArenaBusyError,
@@ -54,6 +56,7 @@ def attach(
     """
     check_name(name)
     member = _check_member(group, rank, world_size)
+    check_bool(prefault, "prefault")
     if create is not None:
         _check_config(create, "create")
         fingerprint = create.fingerprint if fingerprint is None else fingerprint
@@ -61,7 +64,7 @@ def attach(
         check_fingerprint(fingerprint)
     for _ in range(_RACES):
         try:
-            cache = _join(name, member, fingerprint)
+            cache = _join(name, member, fingerprint, prefault=prefault)
         except errors.ArenaNotFoundError:
             if create is None:
                 raise
@@ -144,21 +147,24 @@ def _create_unless_there(name: str, config: ArenaConfig) -> None:
             segment.open_file(name)
 
 
-def _join(name: str, member: Membership, fingerprint: str | None) -> Cache | None:
+def _join(name: str, member: Membership, fingerprint: str | None, *, prefault: bool) -> Cache | None:
     """None: the arena lost its name meanwhile; look again."""
     fd = segment.open_file(name)
     try:
         handle = open_segment(name, fd, writable=True)
         try:
-            return _take_lane(name, handle, fd, member, fingerprint)
+            if _take_lane(name, handle, fd, member, fingerprint):
+                return Cache(Attachment(name, member, handle, os.dup(fd), prefault=prefault))
         except BaseException:
             lib.sc_segment_shut(handle)  # now, not when the traceback is gone: it holds the lane
             raise
+        lib.sc_segment_shut(handle)
+        return None
     finally:
         os.close(fd)
 
 
-def _take_lane(name: str, handle: Handle, fd: int, member: Membership, fingerprint: str | None) -> Cache | None:
+def _take_lane(name: str, handle: Handle, fd: int, member: Membership, fingerprint: str | None) -> bool:
     _check_boot(name, handle)
     if fingerprint is not None:
         _check_same(name, handle, fingerprint)
@@ -171,10 +177,7 @@ def _take_lane(name: str, handle: Handle, fd: int, member: Membership, fingerpri
         _retire(name, handle, fd, force=True)
     elif code < 0:
         _refuse(name, member, code, pid[0], ffi.errno, handle)
-    elif os.fstat(fd).st_nlink > 0:
-        return Cache(Attachment(name, member, handle, os.dup(fd)))
-    lib.sc_segment_shut(handle)
-    return None
+    return code >= 0 and os.fstat(fd).st_nlink > 0
 
 
 def _retire(name: str, handle: Handle, fd: int, *, force: bool) -> None:

@@ -62,13 +62,14 @@ class Membership:
 class Attachment:
     """Made by ``attach``; a :class:`Cache` and its batches share it. ``handle`` is the core's."""
 
-    def __init__(self, name: str, member: Membership, handle: Handle, fd: int) -> None:
+    def __init__(self, name: str, member: Membership, handle: Handle, fd: int, *, prefault: bool) -> None:
         self.name: Final = name
         self.member: Final = member
         self.handle: Final = handle
         self.fd: Final = fd
         self.closed = False
         self.forked = False  # whether this is a child that inherited it
+        self._prefault: Final = prefault
         self._mappings: dict[bool, mmap.mmap] = {}
         self._views: dict[bool, memoryview] = {}
         self._address: Any = None
@@ -186,8 +187,11 @@ class Attachment:
         with self.lock:
             self.check_open()
             if writable not in self._views:
-                self._mappings[writable] = segment.map_payload(self.name, self.handle, self.fd, writable=writable)
-                self._views[writable] = memoryview(self._mappings[writable])
+                mapping = segment.map_payload(self.name, self.handle, self.fd, writable=writable)
+                self._mappings[writable] = mapping
+                self._views[writable] = memoryview(mapping)
+                if self._prefault:
+                    segment.prefault(self.handle, self.fd, mapping)
             return self._views[writable]
 
     def write_address(self) -> Any:

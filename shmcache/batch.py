@@ -1,4 +1,9 @@
-"""Batches: what ``Cache.read`` and ``Cache.reserve_write`` give back, one entry a key."""
+"""Batches: what ``Cache.read`` and ``Cache.reserve_write`` give back, one entry a key.
+
+Their base, which has the keys, what the core said of them and the memoryviews, is written in C (native/python/batch.c):
+there is the common way of a read, from ``with`` to the end of its views. What needs a look at arrays, tensors or device
+memory, or has an error to tell, is here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from shmcache import errors
+from shmcache import _fast, errors
 from shmcache._binding import ffi, lib, new
 from shmcache._keys import Packed, unpack
 from shmcache.attachment import Attachment
@@ -23,7 +28,7 @@ from shmcache.device_views import DeviceLoan, complete_streams
 from shmcache.later import event_in
 from shmcache.layout import Layout
 from shmcache.status import OK, Status, statuses
-from shmcache.views import Loan
+from shmcache.views import Loan, slices_live, when_over
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,16 +37,16 @@ if TYPE_CHECKING:
 __all__ = ["ReadBatch", "WriteBatch"]
 
 
-_sc_release: Final = lib.sc_release  # a function of lib costs a look-up at each use
-_has_regions: Final = lib.sc_has_regions
+_has_regions: Final = lib.sc_has_regions  # a function of lib costs a look-up at each use
+_REF_POINTER: Final = ffi.typeof("struct sc_ref *")
+_REFS: Final = ffi.typeof("struct sc_ref[]")
 _REF_BYTES: Final = ffi.sizeof("struct sc_ref")
 _REF_STATUS: Final = ffi.offsetof("struct sc_ref", "status")
-_ELSEWHERE: Final = np.uint64(0xFFFF_0000_FFFF_0000)  #: of the last word of a struct sc_ref: status, and region
 
 
-def codes_of(refs: Any) -> bytes:
+def codes_of(refs: Any, n: int) -> bytes:
     """The status in each ``struct sc_ref``, one byte a key."""
-    raw: bytes = ffi.buffer(refs)[:]
+    raw: bytes = ffi.buffer(refs, n * _REF_BYTES)[:]
     return raw[_REF_STATUS::_REF_BYTES]
 
 
@@ -58,43 +63,38 @@ def _give_back(attachment: Attachment, loan: DeviceLoan | None, refs: Any, n: in
         if loan is not None and not attachment.forked:
             complete_streams(loan.devices())
     finally:
-        _sc_release(attachment.handle, refs, n)
+        lib.sc_release(attachment.handle, refs, n)
 
 
 def _release_late(_loan: DeviceLoan | None, handle: Any, refs: Any, n: int) -> None:
     """For who keeps the loan until then."""
-    _sc_release(handle, refs, n)
+    lib.sc_release(handle, refs, n)
 
 
-def _when_over(loans: list[Loan | DeviceLoan], then: Callable[[], object]) -> None:
-    """Calls ``then`` once nothing made from these loans is alive."""
-    if loans:
-        loans.pop().when_over(_when_over, loans, then)
+def _when_over(waits: list[Callable[..., object]], then: Callable[[], object]) -> None:
+    """Calls ``then`` once nothing that these wait for is alive."""
+    if waits:
+        waits.pop()(_when_over, waits, then)
         return
     with suppress(errors.DeviceError):  # nobody is there to be told
         then()
 
 
-class _Batch:
+class _Batch(_fast.Batch):
     """Keys, their statuses, and the memory of those that are OK."""
 
-    __slots__ = ("__weakref__", "_attachment", "_device_loan", "_loan", "_ok", "_open", "_packed", "_refs")
+    __slots__ = ()
 
-    def __init__(self, attachment: Attachment, packed: Packed, refs: Any, ok: int) -> None:
-        self._attachment = attachment
-        self._packed = packed
-        self._refs = refs
-        self._ok = ok
-        self._loan: Loan | None = None
-        self._device_loan: DeviceLoan | None = None
-        self._open = True
+    @property
+    def _refs(self) -> Any:
+        """What the core said of each key: a ``struct sc_ref *``, good as long as the batch."""
+        return ffi.cast(_REF_POINTER, self._address)
 
-    def found(self, ok: int) -> None:
-        """For who made the batch: how many keys are OK."""
-        self._ok = ok
-
-    def __len__(self) -> int:
-        return self._packed[3]
+    def _own_refs(self) -> Any:
+        """The same for who outlives the batch."""
+        refs = ffi.new(_REFS, len(self))
+        ffi.memmove(refs, self._refs, len(self) * _REF_BYTES)
+        return refs
 
     @property
     def keys(self) -> list[bytes]:
@@ -108,14 +108,7 @@ class _Batch:
         lost = self._lost()
         if self._ok == len(self) and not lost:
             return [OK] * self._ok
-        return [Status.LOST if i in lost else code for i, code in enumerate(statuses(codes_of(self._refs)))]
-
-    @property
-    def views(self) -> list[memoryview | None]:
-        """One memoryview of bytes a key, or None where the status is not OK, or the object lies in device memory. Made
-        at the first call."""
-        with self._attachment.lock:
-            return self._borrow().views
+        return [Status.LOST if i in lost else code for i, code in enumerate(statuses(codes_of(self._refs, len(self))))]
 
     def arrays(self) -> list[Any]:
         """One numpy array a key (a tuple where the layout has several tensors), or None. Without a copy.
@@ -124,8 +117,8 @@ class _Batch:
         as uint8. None, too, where the object lies in device memory.
         """
         with self._attachment.lock:
-            layouts, regions = self._layouts(), self._regions()
-            return self._borrow().arrays(_those_in(layouts, regions, near=True))
+            loan = self._lend()
+            return loan.arrays(self._starts(), _those_in(self._layouts(), self._regions(), near=True))
 
     def tensors(self) -> list[Any]:
         """One torch tensor a key (a tuple where the layout has several), or None. Without a copy. Needs torch.
@@ -135,41 +128,35 @@ class _Batch:
         where it is opened at the first call: DeviceError where this process cannot read it.
         """
         with self._attachment.lock:
-            self._check_lent()
+            self._borrow()
             layouts, regions = self._layouts(), self._regions()
             if regions is None:
-                return self._borrow().tensors(layouts)
+                return self._lend().tensors(self._starts(), layouts)
             found = self._device_tensors(_those_in(layouts, regions, near=False), regions)
             near = _those_in(layouts, regions, near=True)
             if any(near):
-                found = [t if d is None else d for t, d in zip(self._borrow().tensors(near), found, strict=True)]
+                found = [
+                    t if d is None else d
+                    for t, d in zip(self._lend().tensors(self._starts(), near), found, strict=True)
+                ]
             return found
 
     def _writable(self) -> bool:
         raise AssertionError
 
-    def _check_lent(self) -> None:
-        if not self._open:
-            raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
+    def _refuse(self) -> None:
+        raise errors.ClosedError(f"{type(self).__name__}: its shares are given back, so it has no memory any more")
 
-    def _borrow(self) -> Loan:
-        self._check_lent()
+    def _lend(self) -> Loan:
+        """Under the attachment's lock, as is all that looks whether the loan is in use."""
+        self._borrow()
         if self._loan is None:
-            self._loan = Loan(self._attachment.payload(writable=self._writable()), *self._spans())
+            self._loan = Loan(self._memory)
         return self._loan
 
-    def _spans(self) -> tuple[list[int], list[int], int]:
-        """Where each key's bytes start and stop in region 0; the latter 0 where the status is not OK, or it lies in
-        another; and how many lie there."""
-        if self._ok == len(self) == 1 and not self._refs[0].region:  # the common read of one key needs no numpy
-            ref = self._refs[0]
-            return [ref.offset], [ref.offset + ref.nbytes], 1
-        words = self._words()
-        stops = words[:, 0] + words[:, 1]
-        if self._ok == len(self) and not _has_regions(self._attachment.handle):
-            return words[:, 0].tolist(), stops.tolist(), self._ok
-        stops[words[:, 3] & _ELSEWHERE != 0] = 0
-        return words[:, 0].tolist(), stops.tolist(), int(np.count_nonzero(stops))
+    def _starts(self) -> list[int]:
+        starts: list[int] = self._words()[:, 0].tolist()
+        return starts
 
     def _layouts(self) -> list[Layout | None]:
         get, words = self._attachment.layout_of, self._words()
@@ -193,7 +180,7 @@ class _Batch:
 
     def _device_tensors(self, layouts: list[Layout | None], regions: list[int]) -> list[Any]:
         """Of the objects that have a layout here; None of others, and of what is lost."""
-        attachment, starts = self._attachment, self._words()[:, 0].tolist()
+        attachment, starts = self._attachment, self._starts()
         attachment.check_open()
         if self._device_loan is None:
             self._device_loan = DeviceLoan()
@@ -216,7 +203,7 @@ class _Batch:
     def _words(self) -> npt.NDArray[np.uint64]:
         """One row a ``struct sc_ref``: offset, nbytes, slot and generation, and layout below region, temporary and
         status."""
-        return np.frombuffer(ffi.buffer(self._refs), np.uint64).reshape(-1, 4)
+        return np.frombuffer(ffi.buffer(self._refs, len(self) * _REF_BYTES), np.uint64).reshape(-1, 4)
 
 
 class ReadBatch(_Batch):
@@ -235,7 +222,7 @@ class ReadBatch(_Batch):
         lost = self._lost()
         if self._ok == len(self) and not lost:
             return self._ok
-        return next(i for i, code in enumerate(codes_of(self._refs)) if code or i in lost)
+        return next(i for i, code in enumerate(codes_of(self._refs, len(self))) if code or i in lost)
 
     def release(self) -> None:
         """Gives the shares back and makes the views unusable. Again: nothing.
@@ -244,16 +231,17 @@ class ReadBatch(_Batch):
         memory was read, this first waits for the calling thread's current stream there; :meth:`release_after` waits for
         nothing.
         """
+        if not self._end():
+            self._release_borrowed()
+
+    def _release_borrowed(self) -> None:
+        """Where arrays or tensors were made, or it is not plain that no slice of a view is alive."""
         with self._attachment.lock:  # nobody borrows meanwhile
             if not self._open:
                 return
             self._end_loans()
-            self._open = False
             loan, self._device_loan = self._device_loan, None
-        if loan is None:
-            _sc_release(self._attachment.handle, self._refs, self._packed[3])
-        else:
-            _give_back(self._attachment, loan, self._refs, self._packed[3])
+        _give_back(self._attachment, loan, self._refs, len(self))
 
     def release_after(self, stream: Any) -> None:
         """The same once ``stream`` has done all that it was given until now: it returns at once. For copies from the
@@ -269,21 +257,24 @@ class ReadBatch(_Batch):
             if not self._open:
                 return
             attachment.check_open()
+            refs = self._own_refs()
             event = event_in(attachment.regions.driver, stream)
             try:
                 self._end_loans()
             except errors.ViewInUseError:
                 event.destroy()
                 raise
-            self._open = False
             loan, self._device_loan = self._device_loan, None  # which keeps the region open until then
-            attachment.later.add(event, partial(_release_late, loan, attachment.handle, self._refs, self._packed[3]))
+            attachment.later.add(event, partial(_release_late, loan, attachment.handle, refs, len(self)))
 
     def _end_loans(self) -> None:
         """ViewInUseError, and nothing is done, while something made from this batch is alive."""
-        far = self._device_loan
-        if (far is not None and far.in_use()) or (
-            self._loan is not None and (self._loan.in_use() or not self._loan.end())
+        near, far = self._loan, self._device_loan
+        if (
+            (far is not None and far.in_use())
+            or (near is not None and near.in_use())
+            or (self._root is not None and slices_live(self._root, self._views, self._lent))
+            or not self._close()
         ):
             raise errors.ViewInUseError(
                 f"arena {self._attachment.name!r}: a tensor, an array or a slice of a view of this batch is "
@@ -291,34 +282,34 @@ class ReadBatch(_Batch):
             )
         self._loan = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _leave(self, kind: type[BaseException] | None) -> None:
+        """What ``with`` does at its end where :meth:`_end` does not."""
         if kind is None:
-            self.release()
+            self._release_borrowed()
             return
         try:
-            self.release()
+            self._release_borrowed()
         except errors.ViewInUseError:
             # The error in flight is what the caller must see; the shares go back when its frames are gone.
             self._hand_over()
         except errors.DeviceError:
             return  # the same: perhaps it is the one that broke the stream; the shares are back
 
-    def __del__(self) -> None:
-        if self._open and not sys.is_finalizing():
-            self._hand_over()
-
     def _hand_over(self) -> None:
-        """Lets the shares go back as soon as nothing made from this batch is alive."""
+        """Lets the shares go back as soon as nothing made from this batch is alive. Called by the finalizer, too."""
+        if sys.is_finalizing():
+            return
         self._open = False
-        loans = [loan for loan in (self._loan, self._device_loan) if loan is not None]
-        heir = None if self._device_loan is None else self._device_loan.heir()
-        self._loan = self._device_loan = None
-        _when_over(loans, partial(_give_back, self._attachment, heir, self._refs, self._packed[3]))
+        waits: list[Callable[..., object]] = []
+        heir = None
+        memory = self._let_go()
+        if memory is not None:
+            waits.append(partial(when_over, memory))
+        if self._device_loan is not None:
+            heir = self._device_loan.heir()
+            waits.append(self._device_loan.when_over)
+        self._loan = self._device_loan = memory = None
+        _when_over(waits, partial(_give_back, self._attachment, heir, self._own_refs(), len(self)))
 
     def _writable(self) -> bool:
         return False
@@ -337,9 +328,14 @@ class WriteBatch(_Batch):
 
     __slots__ = ("_lock",)
 
-    def __init__(self, attachment: Attachment, packed: Packed, refs: Any, ok: int) -> None:
-        super().__init__(attachment, packed, refs, ok)
-        self._lock = threading.Lock()
+    _lock: threading.Lock  #: of what ends the batch
+
+    @classmethod
+    def over(cls, core: _fast.Core, packed: Packed) -> Self:
+        """One of these keys, none of which is reserved yet."""
+        batch = core.batch(cls, packed, True)
+        batch._lock = threading.Lock()  # noqa: SLF001 # C makes it without __init__
+        return batch
 
     def publish_leading(self, n: int, extra_count: int) -> list[Status]:
         """For a load from L2: publishes the first ``n`` of objects that are OK, with shares as below, and tells no
@@ -369,9 +365,6 @@ class WriteBatch(_Batch):
         return statuses(
             self._finish(lambda codes: lib.sc_abort_refs(self._attachment.handle, self._refs, len(self), codes))
         )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -419,10 +412,9 @@ class WriteBatch(_Batch):
             self._check_unfinished()
             self._attachment.check(how(codes))
             self._open = False
-        self._device_loan = None
-        if self._loan is not None:
-            self._loan.end()
-            self._loan = None
+        self._loan = self._device_loan = None
+        self._close()
+        self._let_go()  # also of what could not be released
         found: bytes = ffi.buffer(codes)[:]
         return found
 

@@ -1,5 +1,7 @@
 """The cache: one process's membership in an arena, and everything that is done with keys."""
 
+# ruff: noqa: SLF001 # a batch is filled by who makes it
+
 from __future__ import annotations
 
 import sys
@@ -7,12 +9,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from shmcache import errors, snapshot
+from shmcache import _fast, errors, snapshot
 from shmcache._binding import ffi, lib, new
-from shmcache._keys import BytesLike, Keys, Packed, pack, unpack
+from shmcache._keys import MAX_KEY, BytesLike, Keys, Packed, pack, unpack
 from shmcache.attachment import Attachment
 from shmcache.batch import ReadBatch, WriteBatch, codes_of
 from shmcache.config import check_bool, check_extra_count, check_writers, shown
@@ -37,7 +40,19 @@ _REFS: Final = ffi.typeof("struct sc_ref[]")
 _CODES: Final = ffi.typeof("int8_t[]")
 _PINNED: Final = snapshot.GAUGES.index("pinned_bytes")
 _REPORT_BYTES: Final = 1 << 20  #: of verify
-_sc_read: Final = lib.sc_read  # a function of lib costs a look-up at each use
+_sc_put: Final = lib.sc_put  # a function of lib costs a look-up at each use
+
+
+def _address(function: str) -> int:
+    """Of a function of the core."""
+    return int(ffi.cast("uintptr_t", ffi.addressof(lib, function)))
+
+
+_fast.connect(_address("sc_read"), _address("sc_release"), _address("sc_lookup"), STATUSES)
+_FAST: Final = {
+    name: _address(name)
+    for name in ("sc_get_status", "sc_touch_keys", "sc_reserve_read", "sc_finish_read", "sc_cancel_read")
+}
 
 
 def _data(packed: Packed) -> Any:
@@ -66,6 +81,16 @@ class Cache:
         self.lane: Final = int(lib.sc_own_lane(attachment.handle))
         self._attachment = attachment
         self._handle = attachment.handle
+        self._core = _fast.Core(
+            attachment,
+            attachment.handle,
+            int(ffi.cast("uintptr_t", attachment.handle)),
+            ReadBatch,
+            partial(attachment.payload, writable=False),
+            partial(attachment.payload, writable=True),
+        )
+        self._read = self._core.read
+        self._lookup = self._core.lookup
         self._check = attachment.check
         self._later = attachment.later
         self._waiting = attachment.later.waiting
@@ -114,8 +139,9 @@ class Cache:
         writers = check_writers(writers, self.world_size)
         check_bool(temporary, "temporary")
         nbytes, layouts, each = self._demand(layout, n)
-        refs = ffi.new(_REFS, n)
-        batch = WriteBatch(self._attachment, packed, refs, n)  # before the memory: whatever is raised, it aborts
+        batch = WriteBatch.over(self._core, packed)  # before the memory: whatever is raised, it aborts
+        batch._ok = n
+        refs = batch._refs
         ok = lib.sc_reserve_write(
             self._handle,
             _data(packed),
@@ -130,9 +156,9 @@ class Cache:
             writers,
             refs,
         )
-        batch.found(max(ok, 0))
+        batch._ok = max(ok, 0)
         if ok == lib.SC_E_UNLIKE:
-            key = batch.keys[codes_of(refs).index(lib.SC_UNLIKE)]
+            key = batch.keys[codes_of(refs, n).index(lib.SC_UNLIKE)]
             raise errors.GroupError(
                 f"arena {self.name!r}: another rank of group {self.group!r} is writing key {key.hex()} with other "
                 f"terms than writers={writers} and this layout; let all writers of a key state the same writers, "
@@ -158,14 +184,14 @@ class Cache:
         self._attachment.check_open()
         with suppress(errors.DeviceError):  # a broken context writes nothing any more
             self._attachment.regions.complete_writes()
-        return self._each(lib.sc_abort_write, keys)
+        return self._each("sc_abort_write", keys)
 
     def put(self, key: BytesLike, data: Any) -> Status:
         """Copies ``data`` (a contiguous buffer of at least one byte) in and publishes it: OK, EXISTS, IN_FLIGHT
         or NO_SPACE. ArenaSpaceError as with :meth:`reserve_write`."""
         if self._waiting:
             self._later.poll()
-        packed = pack([key])
+        packed, width = (key, len(key)) if type(key) is bytes and 0 < len(key) <= MAX_KEY else pack([key])[:2]
         try:
             source = data if type(data) is bytes else ffi.from_buffer("char[]", data)
         except (TypeError, BufferError, ValueError) as error:
@@ -173,12 +199,12 @@ class Cache:
         nbytes = len(source)
         if nbytes == 0:
             raise ValueError("data: expected at least 1 byte, got none")
-        codes = new(_CODES, 1)
-        self._check(
-            lib.sc_put(self._handle, packed[0], packed[1], self._attachment.write_address(), source, nbytes, codes)
-        )
-        if self._attachment.listeners:
-            self._attachment.tell([bytes(key)], ffi.buffer(codes)[:])
+        codes, attachment = new(_CODES, 1), self._attachment
+        ok = _sc_put(self._handle, packed, width, attachment.write_address(), source, nbytes, codes)
+        if ok < 0:
+            self._check(ok)
+        if attachment.listeners:
+            attachment.tell([bytes(key)], ffi.buffer(codes)[:])
         return STATUSES[int(codes[0])]
 
     # Reading
@@ -187,18 +213,21 @@ class Cache:
         """How many leading keys are readable now."""
         if self._waiting:
             self._later.poll()
+        found = self._lookup(keys)
+        if found is not None:
+            return found
         packed = pack(keys)
         return self._check(lib.sc_lookup(self._handle, _data(packed), packed[1], _ends(packed), packed[3]))
 
     def status(self, keys: Keys) -> list[Status]:
         """OK, IN_FLIGHT, NOT_FOUND, or LOST: the owner of the region that it lies in is gone."""
-        return self._each(lib.sc_get_status, keys)
+        return self._each("sc_get_status", keys)
 
     def reserve_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
         """Grants one reserved share each to ranks 0 to ``extra_count`` of this group: OK, NOT_FOUND, IN_FLIGHT, LOST,
         or NO_SHARE where a rank has 65,535 of that object already. ``extra_count`` is checked as in
         :meth:`finish_write_and_reserve_read`."""
-        return self._each(lib.sc_reserve_read, keys, check_extra_count(extra_count, self.world_size) + 1)
+        return self._each("sc_reserve_read", keys, check_extra_count(extra_count, self.world_size) + 1)
 
     def read(self, keys: Keys, *, prefix: bool = False, wait_s: float = 0.0) -> ReadBatch:
         """Claims this lane's reserved share of each object, else takes a fresh one.
@@ -211,32 +240,27 @@ class Cache:
         """
         if self._waiting:
             self._later.poll()
-        packed = pack(keys)
-        n = packed[3]
         if prefix is not False:
             check_bool(prefix, "prefix")
         if wait_s != 0.0:
             _check_wait(wait_s)
-        refs = ffi.new(_REFS, n)
-        batch = ReadBatch(self._attachment, packed, refs, n)  # before the shares: whatever is raised, it releases
-        ok = _sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, _PREFIX if prefix else 0, refs)
-        if ok != n:
-            batch.found(self._check(ok))
-            batch.found(ok + self._read_on(packed, prefix, wait_s, refs))
+        batch = self._read(keys, _PREFIX if prefix else 0) or self._take_packed(pack(keys), _PREFIX if prefix else 0)
+        if (prefix or wait_s) and batch._ok != len(batch):
+            self._read_on(batch, prefix, wait_s)
         return batch
 
     def finish_read(self, keys: Keys) -> list[Status]:
         """Gives back one own reserved share unread: OK, NO_SHARE (there is none), NOT_FOUND."""
-        return self._each(lib.sc_finish_read, keys)
+        return self._each("sc_finish_read", keys)
 
     def cancel_read(self, keys: Keys, extra_count: int = 0) -> list[Status]:
         """Takes back an unclaimed share from each of ranks 0 to ``extra_count``: OK where there was one at all,
         else NO_SHARE; NOT_FOUND. ``extra_count`` is checked as in :meth:`finish_write_and_reserve_read`."""
-        return self._each(lib.sc_cancel_read, keys, check_extra_count(extra_count, self.world_size) + 1)
+        return self._each("sc_cancel_read", keys, check_extra_count(extra_count, self.world_size) + 1)
 
     def touch(self, keys: Keys) -> list[Status]:
-        """Counts as a read for eviction: OK, NOT_FOUND, IN_FLIGHT."""
-        return self._each(lib.sc_touch_keys, keys)
+        """Counts as a request for eviction: OK, NOT_FOUND, IN_FLIGHT."""
+        return self._each("sc_touch_keys", keys)
 
     # Removing
 
@@ -246,7 +270,7 @@ class Cache:
         Reserved shares whose lease is over do not count, nor, with ``force``, any reserved ones; held shares do.
         """
         check_bool(force, "force")
-        return self._each(lib.sc_delete, keys, force)
+        return self._each("sc_delete", keys, force)
 
     def evict(self, nbytes: int, *, region: str | int | None = None) -> int:
         """Evicts what is worth least in a region (as in :meth:`reserve_write`; by default host memory) until ``nbytes``
@@ -399,11 +423,14 @@ class Cache:
 
     def _take(self, keys: Keys, flags: int) -> ReadBatch:
         """A read that waits for nothing, with flags of the core."""
-        packed = pack(keys)
-        n = packed[3]
-        refs = ffi.new(_REFS, n)
-        batch = ReadBatch(self._attachment, packed, refs, n)  # as in read
-        batch.found(self._check(_sc_read(self._handle, _data(packed), packed[1], _ends(packed), n, flags, refs)))
+        return self._read(keys, flags) or self._take_packed(pack(keys), flags)
+
+    def _take_packed(self, packed: Packed, flags: int) -> ReadBatch:
+        """The same for keys of every kind."""
+        batch = self._core.batch(ReadBatch, packed, False)  # before the shares: whatever is raised, it releases
+        batch._ok = self._check(
+            lib.sc_read(self._handle, _data(packed), packed[1], _ends(packed), packed[3], flags, batch._refs)
+        )
         return batch
 
     def _finish_write(self, keys: Keys, ranks: int) -> list[Status]:
@@ -423,9 +450,15 @@ class Cache:
         self._check(lib.sc_reap(self._handle, wait, found))
         return ReapReport(found.lanes, found.shares, found.writes, bool(found.lock))
 
-    def _each(self, function: Any, keys: Keys, *args: int) -> list[Status]:
+    def _each(self, function: str, keys: Keys, *args: int) -> list[Status]:
+        if function in _FAST:
+            if self._waiting:
+                self._later.poll()
+            found = self._core.each(_FAST[function], keys, *args)
+            if found is not None:
+                return found
         packed = pack(keys)
-        codes, ok = self._call(function, packed, *args)
+        codes, ok = self._call(getattr(lib, function), packed, *args)
         return [OK] * ok if ok == packed[3] else statuses(ffi.buffer(codes)[:])
 
     def _call(self, function: Any, packed: Packed, *args: int) -> tuple[Any, int]:
@@ -436,22 +469,22 @@ class Cache:
         ok = function(self._handle, _data(packed), packed[1], _ends(packed), packed[3], *args, codes)
         return codes, self._check(ok)
 
-    def _read_on(self, packed: Packed, prefix: bool, wait_s: float, refs: Any) -> int:
+    def _read_on(self, batch: ReadBatch, prefix: bool, wait_s: float) -> None:
         """The rest of a read that did not find all: waits for writers, and settles what lies behind a gap."""
+        packed, refs, n = batch._packed, batch._refs, len(batch)
         data, ends, flags = _data(packed), _ends(packed), lib.SC_AGAIN | (_PREFIX if prefix else 0)
         deadline = time.monotonic() + wait_s
-        nap, reap_at, found = _NAP_S, time.monotonic() + _REAP_S, 0
-        while wait_s > 0 and time.monotonic() < deadline and _waits(refs, prefix):
+        nap, reap_at = _NAP_S, time.monotonic() + _REAP_S
+        while wait_s > 0 and time.monotonic() < deadline and _waits(codes_of(refs, n), prefix):
             time.sleep(min(nap, max(0.0, deadline - time.monotonic())))
             nap = min(2 * nap, _LONG_NAP_S)
             if time.monotonic() > reap_at:
                 with suppress(errors.ArenaBusyError):  # a stopped lock holder stops no reader
                     self._reap(wait=False)
                 reap_at = time.monotonic() + _REAP_S
-            found += self._check(lib.sc_read(self._handle, data, packed[1], ends, packed[3], flags, refs))
+            batch._ok += self._check(lib.sc_read(self._handle, data, packed[1], ends, n, flags, refs))
         if prefix:
-            _settle(refs)
-        return found
+            _settle(refs, n)
 
     def _demand(self, layout: LayoutLike | Sequence[LayoutLike], n: int) -> tuple[Any, Any, bool]:
         """Bytes and layout number, of all keys or one a key, as the core takes them."""
@@ -486,18 +519,16 @@ def _check_wait(wait_s: float) -> None:
         raise ValueError(f"wait_s: expected 0 or more seconds, got {shown(wait_s)}")
 
 
-def _waits(refs: Any, prefix: bool) -> bool:
+def _waits(found: bytes, prefix: bool) -> bool:
     """Whether a key is in flight that a read may wait for: with prefix, only the first that is not OK."""
-    found = codes_of(refs)
     if not prefix:
         return _IN_FLIGHT in found
     return next((code for code in found if code), None) == _IN_FLIGHT
 
 
-def _settle(refs: Any) -> None:
+def _settle(refs: Any, n: int) -> None:
     """Behind the first miss of a prefix nothing was looked at: NOT_FOUND."""
-    missed = False
-    for ref in refs:
-        if missed:
-            ref.status = _NOT_FOUND
-        missed = missed or ref.status != OK
+    codes = codes_of(refs, n)
+    gap = next((i for i, code in enumerate(codes) if code), n)
+    for i in range(gap + 1, n):
+        refs[i].status = _NOT_FOUND

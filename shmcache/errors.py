@@ -16,6 +16,7 @@ __all__ = [
     "ArenaVersionError",
     "ClosedError",
     "DeviceError",
+    "DirectoryError",
     "FingerprintError",
     "GroupError",
     "LaneInUseError",
@@ -33,7 +34,7 @@ class ArenaNotFoundError(ShmcacheError):
     """No arena has this name, for this user on this host.
 
     Create it first, or attach with ``create=config``, which creates it where it is missing. Containers
-    see one another's arenas only where they share ``/dev/shm``.
+    see one another's arenas only where they share ``/dev/shm`` (or ``SHMCACHE_DIRECTORY``).
     """
 
 
@@ -77,7 +78,7 @@ class ArenaPermissionError(ShmcacheError):
 
 
 class ArenaSpaceError(ShmcacheError):
-    """``/dev/shm`` or the memory cgroup has not enough memory for the arena.
+    """``/dev/shm`` (or ``SHMCACHE_DIRECTORY``) or the memory cgroup has not enough memory for the arena.
 
     The message says how much is missing and what to set: a smaller ``capacity``, a larger ``/dev/shm``
     (``docker run --shm-size``, an ``emptyDir`` of medium ``Memory``) or a higher memory limit.
@@ -89,6 +90,11 @@ class DeviceError(ShmcacheError):
 
     The message has the driver's own word for it. Host memory (region 0, not pinned) works everywhere.
     """
+
+
+class DirectoryError(ShmcacheError):
+    """``SHMCACHE_DIRECTORY`` names no directory that segments may lie in: on a tmpfs, this user's or root's, and not
+    open to others unless it is sticky. Name another one, or unset it. Nothing was done."""
 
 
 class FingerprintError(ShmcacheError):

@@ -66,7 +66,7 @@ class Collector(registry.Collector):
             return [_look(name) for name in self._names]
         try:
             found = arenas()
-        except OSError:  # no /dev/shm at all
+        except (OSError, ShmcacheError):  # no /dev/shm at all; SHMCACHE_DIRECTORY names no fit directory
             return []
         # What went away since it was listed is not unreadable: it is not one of the arenas any more.
         return [look for look in map(_look, found) if not look.gone]

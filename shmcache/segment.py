@@ -6,6 +6,7 @@ arena behind, and no process ever sees one. A name is removed only by who holds 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import mmap
 import os
@@ -14,28 +15,28 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
-
-import posix_ipc
 
 from shmcache import errors
 from shmcache._binding import Handle, check, ffi, lib, open_segment, raise_code
 from shmcache.config import ArenaConfig, check_name
+from shmcache.directory import open_directory, open_regular, segment_directory, unlink_file
 
-DIRECTORY: Final = Path("/dev/shm")  # noqa: S108 # where Linux has POSIX shared memory
 _PREFIX: Final = f"shmcache.{os.geteuid()}."
 _POPULATE_STEP: Final = 64 << 20  #: bytes of payload that one thread touches at a time
+_PREFAULT_LEAST: Final = 64 << 20  #: bytes in memory: for less, faults cost less than a thread is worth
 
 
 def path_of(name: str) -> Path:
     """Where the segment of this user's arena ``name`` lies."""
-    return DIRECTORY / (_PREFIX + name)
+    return segment_directory() / (_PREFIX + name)
 
 
 def names() -> list[str]:
     """The names of this user's arenas, sorted. What is not a regular file is no arena."""
-    with os.scandir(DIRECTORY) as entries:
+    with open_directory() as directory, os.scandir(directory) as entries:
         found = [
             entry.name.removeprefix(_PREFIX)
             for entry in entries
@@ -59,19 +60,18 @@ def open_file(name: str, *, writable: bool = True) -> int:
     open to others. OSError where this process may open no more files.
     """
     try:
-        _check_regular(path_of(name))
-        fd = int(posix_ipc.SharedMemory("/" + _PREFIX + name, read_only=not writable).fd)
-    except (posix_ipc.ExistentialError, FileNotFoundError):
+        fd = open_regular(_PREFIX + name, writable=writable)
+    except FileNotFoundError:
         raise errors.ArenaNotFoundError(
             f"no arena {name!r}: {path_of(name)} does not exist; create it, or attach with create=config"
         ) from None
-    except posix_ipc.PermissionsError:
+    except PermissionError:
         raise errors.ArenaPermissionError(
             f"arena {name!r}: {path_of(name)} does not let this user in; run all its processes as one user"
         ) from None
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise  # posix_ipc's, without a number: no descriptors, no memory; that says nothing of the file
+        if error.errno not in (errno.EINVAL, errno.ELOOP):
+            raise  # also posix_ipc's, without a number: no descriptors, no memory; that says nothing of the file
         raise errors.ArenaPermissionError(
             f"arena {name!r}: expected a regular file at {path_of(name)}, got: {error.strerror}; remove it"
         ) from None
@@ -85,12 +85,6 @@ def open_file(name: str, *, writable: bool = True) -> int:
     return fd
 
 
-def _check_regular(path: Path) -> None:
-    """OSError for what would block when opened, or lead elsewhere."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(errno.EINVAL, "a link, a directory or a special file")
-
-
 def same_file(a: int, b: int) -> bool:
     """Whether two descriptors are of one file."""
     first, second = os.fstat(a), os.fstat(b)
@@ -101,15 +95,15 @@ def build(name: str, config: ArenaConfig) -> None:
     """Makes the segment of a new arena. ArenaExistsError, ArenaSpaceError."""
     if os.path.lexists(path_of(name)):
         raise _exists(name)
-    with _unnamed(name) as fd:
+    with open_directory() as directory, _unnamed(name, directory) as fd:
         described = _describe(config)
-        _check_space(name, described)
+        _check_space(name, directory, described)
         code = lib.sc_format(fd, described)
         if code < 0:
             raise_code(name, code, error=ffi.errno)
         if config.populate:
             _populate(name, fd)
-        _give_name(name, fd)
+        _give_name(name, directory, fd)
 
 
 def _exists(name: str) -> errors.ArenaExistsError:
@@ -119,13 +113,13 @@ def _exists(name: str) -> errors.ArenaExistsError:
 
 
 @contextmanager
-def _unnamed(name: str) -> Iterator[int]:
+def _unnamed(name: str, directory: int) -> Iterator[int]:
     try:
-        fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
         raise errors.ArenaPermissionError(
-            f"arena {name!r}: cannot make a file in {DIRECTORY} ({error.strerror}); expected a tmpfs that this "
-            "user may write to"
+            f"arena {name!r}: cannot make a file in {segment_directory()} ({error.strerror}); expected a tmpfs that "
+            "this user may write to"
         ) from None
     try:
         yield fd
@@ -133,8 +127,7 @@ def _unnamed(name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _give_name(name: str, fd: int) -> None:
-    directory = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _give_name(name: str, directory: int, fd: int) -> None:
     try:
         # With a directory descriptor this is linkat(2), which can follow the link to an unnamed file.
         os.link(f"/proc/self/fd/{fd}", _PREFIX + name, dst_dir_fd=directory, follow_symlinks=True)
@@ -142,10 +135,8 @@ def _give_name(name: str, fd: int) -> None:
         raise _exists(name) from None
     except OSError as error:
         raise errors.ArenaSpaceError(
-            f"arena {name!r}: cannot name the segment in {DIRECTORY}: {error.strerror}"
+            f"arena {name!r}: cannot name the segment in {segment_directory()}: {error.strerror}"
         ) from None
-    finally:
-        os.close(directory)
 
 
 def _describe(config: ArenaConfig) -> Any:
@@ -167,22 +158,23 @@ def _describe(config: ArenaConfig) -> Any:
     return described
 
 
+@cache
 def boot_id() -> bytes:
     """This boot of this kernel, 16 bytes."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     return bytes.fromhex(text.strip().replace("-", ""))
 
 
-def _check_space(name: str, described: Any) -> None:
+def _check_space(name: str, directory: int, described: Any) -> None:
     total, metadata = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     lib.sc_segment_bytes(described, total, metadata)
     needed = metadata[0] + described.capacity
-    shm = os.statvfs(DIRECTORY)
+    shm = os.statvfs(directory)
     free = shm.f_bavail * shm.f_frsize
     if free < needed:
         raise errors.ArenaSpaceError(
-            f"arena {name!r}: needs {needed:,} bytes ({metadata[0]:,} of metadata), {DIRECTORY} has {free:,} "
-            "free; use a smaller capacity or a larger /dev/shm: mount -o remount,size=..., docker run "
+            f"arena {name!r}: needs {needed:,} bytes ({metadata[0]:,} of metadata), {segment_directory()} has {free:,} "
+            f"free; use a smaller capacity or a larger {segment_directory()}: mount -o remount,size=..., docker run "
             "--shm-size=..., or an emptyDir of medium Memory with a sizeLimit"
         )
     room = _cgroup_room()
@@ -245,7 +237,7 @@ def populate(name: str, handle: Handle, address: Any) -> None:
         check(name, handle, lib.sc_populate(handle, address, block, count))
         return int(count * info.block_size)
 
-    threads = min(16, os.cpu_count() or 1)
+    threads = min(16, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool, progress(f"populating {name}", info.capacity) as tell:
         for nbytes in pool.map(touch, range(0, blocks, step)):
             tell(nbytes)
@@ -272,11 +264,29 @@ def map_payload(name: str, handle: Handle, fd: int, *, writable: bool) -> mmap.m
     lib.sc_get_info(handle, info)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
-        return mmap.mmap(fd, info.capacity, mmap.MAP_SHARED, protection, offset=info.payload)
+        mapping = mmap.mmap(fd, info.capacity, mmap.MAP_SHARED, protection, offset=info.payload)
     except ValueError:  # the file is shorter than that
         raise_code(name, lib.SC_E_DAMAGED)
     except OSError as error:
         raise_code(name, lib.SC_E_MEMORY, error=error.errno or 0)
+    with suppress(OSError):  # a kernel without huge pages; a tmpfs without them does not mind
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
+
+
+def prefault(handle: Handle, fd: int, mapping: mmap.mmap) -> None:
+    """Maps what has memory into this process, in the background, until the segment is closed: who reads or writes there
+    for the first time then finds it mapped. Returns at once."""
+    if os.fstat(fd).st_blocks * 512 < _PREFAULT_LEAST:
+        return
+    buffer = ffi.from_buffer("char[]", mapping)
+    address = ffi.cast("char *", buffer)
+    ffi.release(buffer)  # the address alone counts as no view
+    lib.sc_prefault(handle, address)  # where it cannot, whoever reads or writes there faults
+
+
+# A thread of the core's own, which needs no GIL; Python does not know it, and must not take memory from under it.
+atexit.register(lib.sc_prefault_end)
 
 
 def unlink(name: str, fd: int) -> None:
@@ -287,8 +297,8 @@ def unlink(name: str, fd: int) -> None:
         return
     try:
         if same_file(current, fd):
-            with suppress(posix_ipc.ExistentialError):  # somebody removed it by hand
-                posix_ipc.unlink_shared_memory("/" + _PREFIX + name)
+            with suppress(FileNotFoundError):  # somebody removed it by hand
+                unlink_file(_PREFIX + name)
     finally:
         os.close(current)
 
@@ -296,14 +306,14 @@ def unlink(name: str, fd: int) -> None:
 def unlink_unread(name: str) -> None:
     """Takes the name from whatever has it. For what cannot be opened as an arena, and so has no door."""
     try:
-        posix_ipc.unlink_shared_memory("/" + _PREFIX + name)
-    except posix_ipc.ExistentialError:
+        unlink_file(_PREFIX + name)
+    except FileNotFoundError:
         raise errors.ArenaNotFoundError(f"no arena {name!r}: {path_of(name)} does not exist") from None
-    except posix_ipc.PermissionsError:
-        raise errors.ArenaPermissionError(
-            f"arena {name!r}: {path_of(name)} is not this user's to remove; let its owner do it, or root"
-        ) from None
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise errors.ArenaPermissionError(
+                f"arena {name!r}: {path_of(name)} is not this user's to remove; let its owner do it, or root"
+            ) from None
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
         raise errors.ArenaPermissionError(

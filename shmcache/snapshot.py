@@ -12,6 +12,7 @@ from operator import add, attrgetter
 from typing import Any
 
 from shmcache._binding import NOBODY, Handle, ffi, lib, process_state
+from shmcache.directory import huge_pages
 from shmcache.stats import (
     ArenaInfo,
     Counters,
@@ -66,6 +67,7 @@ def arena_info(name: str, path: str, handle: Handle, fd: int, *, objects: bool, 
         path=path,
         segment_bytes=info.segment_bytes,
         inode=os.fstat(fd).st_ino,
+        huge=huge_pages(fd),
         fingerprint=bytes(ffi.buffer(info.fingerprint, info.fingerprint_bytes)).decode("utf-8", "replace"),
         created=info.created_ns / 1e9,
         read_lease_s=info.read_lease_us / 1e6,

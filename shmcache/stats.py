@@ -263,6 +263,7 @@ class ArenaInfo:
     lock: Annotated[LockInfo | None, "None while nobody holds it"] = None
     stats: Annotated[Stats | None, "None where it cannot be read"] = None
     lanes: Annotated[tuple[LaneInfo, ...], "every lane that was ever taken, by index"] = ()
+    huge: Annotated[str, "the option huge= of the tmpfs that it lies on, as for mount(8); empty: unknown"] = ""
     regions: Annotated[tuple[RegionInfo, ...], "of device memory, by number"] = ()
     region_limit: Annotated[int, "regions of device memory at most"] = 0
     objects: Annotated[tuple[ObjectInfo, ...] | None, "by place; None unless inspect was asked for them"] = None

@@ -28,7 +28,7 @@ _STATE_MASK: Final = 7
 READY: Final = 2
 EVICTING: Final = 3
 
-#: Parts that are derived from the slot table, or cost recency only.
+#: Parts that are derived from the slot table, or cost accuracy only.
 DERIVED: Final = ("index", "slot_map", "block_map", "owners", "scores", "ghosts", "counts")
 
 

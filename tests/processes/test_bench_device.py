@@ -15,7 +15,7 @@ from typing import Any
 import cuda_double
 import pytest
 import torch
-from processes import _bench_gpu
+from processes import _bench_gpu, _packages
 
 import shmcache
 
@@ -83,7 +83,9 @@ def test_without_a_device_it_says_so() -> None:
     assert "no CUDA device" in line
 
 
-@pytest.mark.parametrize("wrong", [["--bytes", "1"], ["--bytes", "17MiB"], ["--only", "nothing"], ["more"]])
+@pytest.mark.parametrize(
+    "wrong", [["--bytes", "1"], ["--bytes", "17MiB"], ["--only", "nothing"], ["--plot", "device.pdf"], ["more"]]
+)
 def test_usage(wrong: list[str]) -> None:
     found = _run(*wrong)
     assert found.returncode == 2
@@ -100,8 +102,9 @@ def test_the_stand_in_has_the_same_methods() -> None:
 
 
 def test_all_parts(bench: Bench, tmp_path: Path) -> None:
-    document = tmp_path / "device.json"
-    with bench.start("--json", str(document)) as process:
+    _packages.need("matplotlib")
+    document, picture = tmp_path / "device.json", tmp_path / "device.svg"
+    with bench.start("--json", str(document), "--plot", str(picture)) as process:
         out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
     lines = [line.rstrip() for line in out.splitlines()]
@@ -118,6 +121,9 @@ def test_all_parts(bench: Bench, tmp_path: Path) -> None:
         assert line["ours"]
         assert line["kind"] == "share" or line["median"] >= 0
         assert bool(line["peer"]) == bool(line["theirs"])
+    drawn = picture.read_text(encoding="utf-8")
+    assert all(f"<!-- {line['what']} -->" in drawn for line in found["findings"])
+    assert all(f"<!-- {part}: " in drawn for part in PARTS)
     bench.check_clean(process.pid)
 
 

@@ -366,7 +366,9 @@ def _run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
 
 
-@pytest.mark.parametrize("wrong", [["--prompts", "0"], ["--prompt-tokens", "5000"], ["--tp", "x"], ["more"]])
+@pytest.mark.parametrize(
+    "wrong", [["--prompts", "0"], ["--prompt-tokens", "5000"], ["--tp", "x"], ["--plot", "vllm.pdf"], ["more"]]
+)
 def test_usage(wrong: list[str]) -> None:
     found = _run(*wrong)
     assert found.returncode == 2

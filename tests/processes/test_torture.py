@@ -115,20 +115,22 @@ sys.exit(torture.main(sys.argv[1:]))
 _SABOTAGE = {
     # A reader gives its shares back at once, and reads on.
     "reads without a share": """
-real = cache._sc_read
-def read(handle, keys, width, ends, n, flags, refs):
-    found = real(handle, keys, width, ends, n, flags, refs)
-    lib.sc_release(handle, refs, n)
+real = cache.Cache.read
+def read(self, keys, **options):
+    found = real(self, keys, **options)
+    lib.sc_release(self._handle, found._refs, len(found))
     return found
-cache._sc_read = read
+cache.Cache.read = read
 """,
     # Where it has two shares of an object, the second goes with the first.
     "releases twice": """
-real = batch._sc_release
-def release(handle, refs, n):
-    real(handle, refs, n)
-    return real(handle, refs, n)
-batch._sc_release = release
+real = batch.ReadBatch.release
+def release(self):
+    again = self._open
+    real(self)
+    if again:
+        lib.sc_release(self._attachment.handle, self._refs, len(self))
+batch.ReadBatch.release = release
 """,
     # A writer that writes on after it published.
     "changes a byte": """

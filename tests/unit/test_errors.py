@@ -18,6 +18,7 @@ PROMISED = [
     "ArenaVersionError",
     "ClosedError",
     "DeviceError",
+    "DirectoryError",
     "FingerprintError",
     "GroupError",
     "LaneInUseError",

@@ -6,9 +6,11 @@ import random
 import time
 
 import pytest
-from arena_support import Join
+from arena_support import TIMEOUT_S, Join
 
+import shmcache
 from shmcache import ArenaConfig, Cache, Status
+from shmcache.storage import StorageManager
 
 OK = Status.OK
 BLOCK = 4096
@@ -21,6 +23,8 @@ SHORT = ArenaConfig(SLOTS * BLOCK, block_size=BLOCK, slots=SLOTS, lanes=8, evict
 LRU = ArenaConfig(SLOTS * BLOCK, block_size=BLOCK, slots=SLOTS, lanes=8, eviction="lru")
 # More slots than a scan a victim is for.
 LISTED = ArenaConfig(SLOTS * BLOCK, block_size=BLOCK, slots=2048, lanes=8)
+# For batches of more than one part.
+WIDE = ArenaConfig(64 * BLOCK, block_size=BLOCK, slots=64, lanes=8)
 
 
 @pytest.fixture
@@ -127,6 +131,64 @@ def test_what_publishes_and_grants_is_one_request(join: Join) -> None:
     assert evicted_in_order(ranks[0], [b"older", b"once"]) == [b"once", b"older"]
 
 
+def test_a_prefetch_and_its_read_are_one_request(cache: Cache) -> None:
+    put(cache, b"twice", b"thrice")
+    for _ in range(2):
+        cache.touch([b"thrice"])
+    time.sleep(RECENCY_S)
+    with StorageManager(cache) as storage:
+        task = storage.submit_prefetch_task([b"twice"], BLOCK)
+        assert storage.wait_prefetch_status(task, TIMEOUT_S).hits == 1
+        with storage.read_prefetched_results([b"twice"]) as batch:
+            assert batch.status == [OK]
+    assert evicted_in_order(cache, [b"twice", b"thrice"]) == [b"twice", b"thrice"]
+
+
+@pytest.mark.parametrize("config", [WIDE])
+def test_each_key_of_a_batch_counts_by_itself(cache: Cache) -> None:
+    """Of a batch of two parts all have two requests: the granted ones with the grant, and the others with the read."""
+    keys = [b"%d" % i for i in range(50)]
+    put(cache, *keys)
+    assert cache.reserve_read(keys[10:40:3]) == [OK] * 10
+    time.sleep(RECENCY_S)
+    with cache.read(keys) as batch:
+        assert batch.status == [OK] * 50
+    put(cache, b"once", b"twice")
+    cache.touch([b"twice"])
+    order = [b"once", *reversed(keys), b"twice"]
+    assert evicted_in_order(cache, order) == order
+
+
+@pytest.mark.parametrize("config", [SHORT])
+def test_what_counts_no_more_is_renewed(cache: Cache) -> None:
+    put(cache, b"a", b"b")
+    for key in (b"a", b"a", b"b", b"b"):
+        cache.touch([key])
+    time.sleep(2 * RECENCY_S)
+    cache.touch([b"a"])
+    assert evicted_in_order(cache, [b"a", b"b"]) == [b"b", b"a"]
+
+
+def test_a_place_far_back_in_a_batch_is_no_merit(cache: Cache) -> None:
+    put(cache, b"a", b"b")
+    cache.touch([*[b"nothing"] * 70_000, b"a"])
+    time.sleep(RECENCY_S)
+    cache.touch([b"b"])
+    assert evicted_in_order(cache, [b"a", b"b"]) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("config", [LISTED])
+def test_what_is_worth_less_than_what_is_listed_goes_first(cache: Cache) -> None:
+    put(cache, b"a", b"first", b"second")
+    cache.touch([b"a"])
+    assert cache.evict(1) == BLOCK
+    assert cache.evict(1) == BLOCK
+    assert there(cache, [b"a", b"first", b"second"]) == [b"a"]  # and is listed as the next
+    put(cache, b"c")
+    time.sleep(2 * RECENCY_S)
+    assert evicted_in_order(cache, [b"a", b"c"]) == [b"c", b"a"]
+
+
 # Ghosts
 
 
@@ -149,6 +211,27 @@ def test_counts_go_on_over_evictions(cache: Cache) -> None:
     assert evicted_in_order(cache, [b"often", b"twice"]) == [b"twice", b"often"]
 
 
+def test_what_made_room_for_a_wider_one_is_remembered(cache: Cache) -> None:
+    keys = [b"%d" % i for i in range(SLOTS)]
+    put(cache, *keys)
+    assert cache.put(b"wide", bytes(2 * BLOCK)) == OK
+    assert there(cache, keys) == keys[2:]
+    assert cache.delete([b"wide"]) == [OK]
+    assert cache.clear() == SLOTS - 2
+    put(cache, *keys[:2], b"newer")
+    assert evicted_in_order(cache, [*keys[:2], b"newer"]) == [b"newer", *keys[:2]]
+
+
+def test_a_fourth_request_after_evictions_is_as_the_third(cache: Cache) -> None:
+    for _ in range(4):
+        put(cache, b"often")
+        assert cache.evict(1) == BLOCK
+    put(cache, b"often", b"thrice")
+    for _ in range(2):
+        cache.touch([b"thrice"])
+    assert evicted_in_order(cache, [b"often", b"thrice"]) == [b"often", b"thrice"]
+
+
 @pytest.mark.parametrize("how", ["delete", "clear", "abort"])
 def test_what_was_not_evicted_is_not_remembered(cache: Cache, how: str) -> None:
     if how == "abort":
@@ -160,7 +243,7 @@ def test_what_was_not_evicted_is_not_remembered(cache: Cache, how: str) -> None:
     assert evicted_in_order(cache, [b"back", b"newer"]) == [b"back", b"newer"]
 
 
-@pytest.mark.parametrize(("epochs", "known"), [(0, True), (4, True), (7, True), (10, False), (30, False)])
+@pytest.mark.parametrize(("epochs", "known"), [(0, True), (8, True), (9, False), (18, False), (34, False)])
 def test_a_ghost_lives_for_eight_times_the_slots(cache: Cache, epochs: int, known: bool) -> None:
     put(cache, b"back")
     assert cache.evict(1) == BLOCK
@@ -187,6 +270,22 @@ def test_no_ghost_is_lost_before_its_time(cache: Cache) -> None:
         lost += there(cache, [key]) == []
         cache.clear()
     assert lost == 0
+
+
+# Leases end together, so that a batch of grants seldom has to store one
+
+
+@pytest.mark.parametrize("lease_s", [1e-6, 1.0, 1e9])
+def test_a_lease_is_not_shorter_than_asked_nor_much_longer(arena_name: str, lease_s: float) -> None:
+    with shmcache.attach(arena_name, create=ArenaConfig("1MiB", block_size=BLOCK, read_lease_s=lease_s)) as cache:
+        cache.put(b"a", b"a")
+        before = time.time()
+        cache.reserve_read([b"a"])
+        time.sleep(0.02)
+        (share,) = shmcache.inspect(arena_name, shares=True).shares
+        now = time.time()
+        # What is rounded up looks granted later.
+        assert before - 0.002 <= share.since <= min(now, before + 0.02 + lease_s / 500)
 
 
 # The whole of it

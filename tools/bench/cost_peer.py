@@ -7,6 +7,7 @@ of its own, as each put of ours is readable by other processes when it returns.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ def environment(nbytes: int) -> Iterator[Any]:
     if lmdb is None:
         yield None
         return
-    folder = tempfile.mkdtemp(prefix="shmcache-bench-", dir="/dev/shm")  # tmpfs is what is compared
+    folder = tempfile.mkdtemp(prefix=f"shmcache-bench-{os.getpid()}-", dir="/dev/shm")  # tmpfs is what is compared
     try:
         env = lmdb.open(
             folder,

@@ -1,4 +1,5 @@
-"""What a key costs on the reading side: batches of 256 as list and as matrix, single keys, and lmdb beside them.
+"""What a key costs on the reading side: batches of 256 as list and as matrix, single keys, and beside them lmdb and the
+limits.
 
 The batches are drawn at random from all objects, so that a batch finds its slots no warmer than a scheduler's
 would be. The payload is not touched: views are made and released, as lmdb's buffers are.
@@ -6,13 +7,30 @@ would be. The payload is not touched: views are made and released, as lmdb's buf
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import cost_limits
 import cost_peer
 import numpy as np
-from cost_common import WIDTH, Cost, Run, Work, alternate, arena, compare, cost_of, new_keys, write_all
+from cost_common import (
+    WIDTH,
+    Cost,
+    Goal,
+    Report,
+    Run,
+    Work,
+    alternate,
+    arena,
+    at_most,
+    compare,
+    cost_of,
+    faster,
+    new_keys,
+    write_all,
+)
 
 import shmcache
 
@@ -21,29 +39,55 @@ BATCHES = 128  # a repeat
 SINGLES = 2048  # a repeat
 OBJECT = 4096  # bytes
 
-LOOKUP_GOAL = 50.0
-GRANT_GOAL = 50.0
-READ_GOAL = 250.0
-SINGLE_GOAL = 1500.0
+# Ratios first: they travel, nanoseconds do not.
+LOOKUP_GOALS = (faster(10, "lmdb get"), at_most(15.0))
+GRANT_GOALS = (faster(10, "lmdb get"), at_most(25.0))
+READ_GOALS = (faster(3, "lmdb get"), at_most(200.0))
+SINGLE_GOALS = (at_most(1000.0),)
+
+GRANTING = "reserve_read + finish_read"
 
 
-def costs(objects: int, repeats: int) -> Iterator[list[Cost]]:
+class Row(NamedTuple):
+    name: str
+    run: Run
+    goals: Sequence[Goal] = ()
+    limits: Sequence[str] = ()
+
+
+def costs(objects: int, repeats: int) -> Report:
     """A list of costs for each shape of keys, as it is measured."""
     keys = new_keys(objects)
     lists = [random.sample(keys, BATCH) for _ in range(BATCHES)]
-    matrices = [np.frombuffer(b"".join(batch), np.uint8).reshape(BATCH, WIDTH) for batch in lists]
+    every = _matrix([key for batch in lists for key in batch])
+    matrices = np.split(every, BATCHES)
     singles = [[key] for key in random.choices(keys, k=SINGLES)]
     with (
         arena(capacity=objects * OBJECT, block_size=OBJECT) as name,
         shmcache.attach(name) as cache,
         cost_peer.environment(objects * OBJECT) as env,
+        cost_limits.table(_matrix(keys)) as table,
     ):
         write_all(cache, keys, OBJECT)
         if env is not None:
             cost_peer.fill(env, keys, bytes(OBJECT))
-        yield _batch_costs(cache, "list", lists, _peers(env, lists), repeats)
-        yield _batch_costs(cache, "matrix", matrices, _peers(env, lists), repeats)
-        yield _single_costs(cache, singles, _peers(env, singles), repeats)
+        limits = _limits(table, every)
+        yield _measured(_batch_rows(cache, "matrix", matrices), _peers(env, lists), limits, repeats)
+        yield _measured(_batch_rows(cache, "list", lists), _peers(env, lists), limits, repeats)
+        calls = {} if table is None else table.calls(SINGLES)
+        yield _measured(_single_rows(cache, singles), _peers(env, singles), calls, repeats)
+
+
+def _matrix(keys: Sequence[bytes]) -> Any:
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), WIDTH)
+
+
+def _limits(table: cost_limits.Table | None, every: Any) -> dict[str, Run]:
+    """The same keys, in batches as large."""
+    if table is None:
+        return {}
+    slots = np.random.default_rng(1).integers(0, table.objects, len(every))
+    return {**table.by_keys(itertools.repeat(every), len(every)), **table.by_slots(slots)}
 
 
 def _peers(env: Any, batches: Sequence[list[bytes]]) -> dict[str, Run]:
@@ -58,10 +102,17 @@ def _peers(env: Any, batches: Sequence[list[bytes]]) -> dict[str, Run]:
     return {"lmdb get": run(cost_peer.get_each), "lmdb getmulti": run(cost_peer.get_many)}
 
 
-def _grant_and_finish(cache: shmcache.Cache) -> Work:
+def grant_and_finish(cache: shmcache.Cache) -> Work:
     def work(keys: Any) -> None:
         cache.reserve_read(keys)
         cache.finish_read(keys)
+
+    return work
+
+
+def read_and_release(cache: shmcache.Cache) -> Work:
+    def work(keys: Any) -> None:
+        cache.read(keys).release()
 
     return work
 
@@ -91,36 +142,38 @@ def _with_read_view(cache: shmcache.Cache) -> Work:
     return work
 
 
-def _batch_costs(
-    cache: shmcache.Cache, shape: str, batches: Sequence[Any], peers: dict[str, Run], repeats: int
-) -> list[Cost]:
-    works = (
-        ("lookup", cache.lookup, LOOKUP_GOAL),
-        ("reserve_read + finish_read", _grant_and_finish(cache), GRANT_GOAL),
-        ("read + views + release", _read_views(cache), READ_GOAL),
+def _batch_rows(cache: shmcache.Cache, shape: str, batches: Sequence[Any]) -> list[Row]:
+    words = cost_limits.WORDS
+    works: tuple[tuple[str, Work, Sequence[Goal], Sequence[str]], ...] = (
+        ("lookup", cache.lookup, LOOKUP_GOALS, (cost_limits.LOOKUP,)),
+        (GRANTING, grant_and_finish(cache), GRANT_GOALS, (cost_limits.GRANT, words)),
+        ("read + release", read_and_release(cache), (), (cost_limits.READ, words)),
+        ("read + views + release", _read_views(cache), READ_GOALS, (cost_limits.READ, words)),
     )
-    labelled = [(f"{what}, {BATCH} as {shape}", Run(work, batches, BATCH), goal) for what, work, goal in works]
-    return _measured(labelled, peers, repeats)
+    return [
+        Row(f"{what}, {BATCH} as {shape}", Run(work, batches, BATCH), goals, limits)
+        for what, work, goals, limits in works
+    ]
 
 
-def _single_costs(
-    cache: shmcache.Cache, singles: Sequence[list[bytes]], peers: dict[str, Run], repeats: int
-) -> list[Cost]:
-    works = (
-        ("with cache.read([key])", _with_read(cache), SINGLE_GOAL),
-        ("the same and its view", _with_read_view(cache), None),
-        ("lookup([key])", cache.lookup, None),
-        ("reserve_read + finish_read of one key", _grant_and_finish(cache), None),
-    )
-    return _measured([(what, Run(work, singles), goal) for what, work, goal in works], peers, repeats)
+def _single_rows(cache: shmcache.Cache, singles: Sequence[list[bytes]]) -> list[Row]:
+    one, two = (cost_limits.CALL,), (cost_limits.TWO_CALLS,)
+    return [
+        Row("with cache.read([key])", Run(_with_read(cache), singles), SINGLE_GOALS, two),
+        Row("the same and its view", Run(_with_read_view(cache), singles), (), two),
+        Row("lookup([key])", Run(cache.lookup, singles), (), one),
+        Row(f"{GRANTING} of one key", Run(grant_and_finish(cache), singles), (), two),
+    ]
 
 
-def _measured(labelled: Sequence[tuple[str, Run, float | None]], peers: dict[str, Run], repeats: int) -> list[Cost]:
-    alternate([*(run for _, run, _ in labelled), *peers.values()], repeats)
-    measured = []
-    for label, run, goal in labelled:
-        cost = cost_of(label, "key", run, goal=goal)
-        for peer, theirs in peers.items():
-            compare(cost, peer, run, theirs)
-        measured.append(cost)
-    return measured
+def _measured(rows: Sequence[Row], peers: Mapping[str, Run], limits: Mapping[str, Run], repeats: int) -> list[Cost]:
+    alternate([*(row.run for row in rows), *peers.values(), *limits.values()], repeats)
+    return [
+        compare(
+            cost_of(row.name, "key", row.run, goals=row.goals),
+            row.run,
+            peers,
+            {name: limits[name] for name in row.limits if name in limits},
+        )
+        for row in rows
+    ]

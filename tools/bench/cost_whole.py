@@ -1,19 +1,20 @@
-"""What an arena as a whole costs: to attach to it, and to go on after a death with the arena lock held."""
+"""What an arena as a whole costs: to attach to it, its memory, and to go on after a death with the arena lock held."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cost_holder
-from cost_common import Cost, Run, arena, cost_of, write_all
+import cost_pages
+from cost_common import Cost, Goal, Report, Run, arena, at_most, cost_of, write_all
 
 import shmcache
 
-ATTACH_GOAL = 5e6  # nanoseconds
-DEATH_GOAL = 20e6
+ATTACH_GOALS = (at_most(2e6),)  # nanoseconds
+DEATH_GOALS = (at_most(20e6),)
 OBJECTS = 65536
 BLOCK = 4096  # bytes
 SPARE = 64  # blocks and slots for what is written during the measurement
@@ -26,8 +27,8 @@ def attach_costs(repeats: int) -> list[Cost]:
         with shmcache.attach(name) as cache:
             cache.put(b"first", bytes(4096))
         return [
-            _attach_cost(name, "attach to 4 GiB", lambda _: None, repeats, ATTACH_GOAL),
-            _attach_cost(name, "the same and a first view", _first_view, repeats, None),
+            _attach_cost(name, "attach to 4 GiB", lambda _: None, repeats, ATTACH_GOALS),
+            _attach_cost(name, "the same and a first view", _first_view, repeats, ()),
         ]
 
 
@@ -37,7 +38,7 @@ def _first_view(cache: shmcache.Cache) -> None:
 
 
 def _attach_cost(
-    name: str, label: str, then: Callable[[shmcache.Cache], None], repeats: int, goal: float | None
+    name: str, label: str, then: Callable[[shmcache.Cache], None], repeats: int, goals: Sequence[Goal]
 ) -> Cost:
     caches: list[shmcache.Cache] = []
 
@@ -48,7 +49,7 @@ def _attach_cost(
     run = Run(work, [None], restore=lambda: caches.pop().close())
     for _ in range(repeats):
         run.once()
-    return cost_of(label, "attach", run, goal=goal)
+    return cost_of(label, "attach", run, goals=goals, by_cpu=False)
 
 
 def death_costs(repeats: int) -> list[Cost]:
@@ -70,9 +71,9 @@ def death_costs(repeats: int) -> list[Cost]:
     both.wall = [sum(pair) for pair in zip(put.wall, reap.wall, strict=True)]
     both.cpu = [sum(pair) for pair in zip(put.cpu, reap.cpu, strict=True)]
     return [
-        cost_of(f"put that rebuilds, {OBJECTS:,} objects", "death", put),
-        cost_of(f"reap of {cost_holder.SHARES:,} shares", "death", reap),
-        cost_of("both: reap and rebuild", "death", both, goal=DEATH_GOAL),
+        cost_of(f"put that rebuilds, {OBJECTS:,} objects", "death", put, by_cpu=False),
+        cost_of(f"reap of {cost_holder.SHARES:,} shares", "death", reap, by_cpu=False),
+        cost_of("both: reap and rebuild", "death", both, goals=DEATH_GOALS, by_cpu=False),
     ]
 
 
@@ -88,7 +89,9 @@ def _die_with_lock(name: str) -> None:
         raise RuntimeError("the process that was to die with the arena lock could not take it; see its message above")
 
 
-def costs(repeats: int) -> Iterator[list[Cost]]:
+def costs(repeats: int, populated: int) -> Report:
     """A list of costs for each part, as it is measured."""
     yield attach_costs(10 * repeats)
+    yield cost_pages.touch_costs(max(3, repeats // 3))
+    yield from cost_pages.populate_costs(populated, max(3, repeats // 6))
     yield death_costs(max(3, repeats // 3))

@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import device_pinned
+import device_plot
 import device_reading
 import device_region
 import device_release
+from bench_plot import add_plot_option
 from cost import machine_facts
 from cost_common import arena
-from device_common import BLOCK, Finding, Side
+from device_common import BLOCK, SHOW, Finding, Side, goal_text, ratio_text
 from device_reader import Reader
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +42,6 @@ from shmcache_tools.text import (
     make_table,
     printable,
     size_text,
-    time_text,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ PROG = "device.py"
 EXAMPLES = """\
   .venv/bin/python tools/bench/device.py                      everything, in a minute or two
   .venv/bin/python tools/bench/device.py --quick --only reading
-  .venv/bin/python tools/bench/device.py --json device.json   the same numbers for a program
+  .venv/bin/python tools/bench/device.py --json device.json --plot device.svg
 
 Needs an NVIDIA GPU, a torch for it, and the extra: pip install '.[cuda]'. Of the device's memory, 3 times --bytes are
 used; of the host's, twice that of --bytes, half of it in /dev/shm."""
@@ -84,22 +85,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = make_console()
     facts = {**machine_facts(), **gpu.facts()}
     console.print(make_facts([(name, printable(str(fact))) for name, fact in facts.items()]))
-    found: list[Finding] = []
+    parts: dict[str, list[Finding]] = {}
     try:
         with interruptible():
             for name, part in _measure(args, gpu):
                 console.print()
                 console.print(details_table(name, part))
-                found += part
+                parts[name] = part
     except (shmcache.ShmcacheError, RuntimeError, OSError) as error:
         complain(PROG, str(error).partition("\n")[0])  # torch's go on with advice
         return EXIT_FAILED
     except KeyboardInterrupt:
         complain(PROG, "interrupted")
         return EXIT_FAILED
-    report(console, found)
-    if args.json is not None:
-        args.json.write_text(json.dumps(as_dict(facts, found), indent=2) + "\n", encoding="utf-8")
+    report(console, [one for part in parts.values() for one in part])
+    try:
+        _write(args, facts, parts)
+    except (ImportError, OSError, ValueError) as error:
+        complain(PROG, str(error))
+        return EXIT_FAILED
     return EXIT_DONE
 
 
@@ -111,6 +115,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
         "--bytes", type=_bytes, default="4GiB", metavar="SIZE", help="that kernels read; others go by it (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+    add_plot_option(parser)
     return parser.parse_args(argv)
 
 
@@ -180,7 +185,7 @@ def details_table(name: str, found: Sequence[Finding]) -> Table:
     for one in found:
         show = SHOW[one.kind]
         cells = (show(value) for value in (median(one.ours), *one.spread()))
-        table.add_row(one.what, *cells, one.peer, _peers(one), _ratio(one), _mark(one))
+        table.add_row(one.what, *cells, one.peer, _peers(one), ratio_text(one), _mark(one))
     return table
 
 
@@ -191,7 +196,7 @@ def report(console: Console, found: Sequence[Finding]) -> None:
     for one in found:
         if one.theirs or one.met is not None:
             ours = SHOW[one.kind](median(one.ours))
-            table.add_row(one.what, ours, one.peer, _peers(one), _ratio(one), _goal(one), _mark(one))
+            table.add_row(one.what, ours, one.peer, _peers(one), ratio_text(one), goal_text(one), _mark(one))
     console.print()
     console.print(table)
     goals = [one.met for one in found if one.met is not None]
@@ -202,29 +207,19 @@ def _peers(one: Finding) -> str:
     return SHOW[one.kind](median(one.theirs)) if one.theirs else ""
 
 
-def _ratio(one: Finding) -> str:
-    if one.ratio is None:
-        return ""
-    return f"{one.ratio:.3f} x" if one.ratio < 10 else f"{one.ratio:,.0f} x"
-
-
-def _goal(one: Finding) -> str:
-    if one.least is not None:
-        return f"at least {SHOW[one.kind](one.least)}"
-    return "" if one.least_ratio is None else f"at least {one.least_ratio:g} x"
-
-
 def _mark(one: Finding) -> Text:
     if one.met is None:
         return Text()
     return Text("met", style="green") if one.met else Text("missed", style="red")
 
 
-SHOW: dict[str, Callable[[float], str]] = {
-    "time": time_text,
-    "rate": lambda rate: f"{rate / 1e9:,.1f} GB/s",
-    "share": lambda share: f"{100 * share:.0f} %",
-}
+def _write(args: Namespace, facts: dict[str, object], parts: dict[str, list[Finding]]) -> None:
+    """The files that were asked for."""
+    if args.json is not None:
+        found = [one for part in parts.values() for one in part]
+        args.json.write_text(json.dumps(as_dict(facts, found), indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        device_plot.save_plot(args.plot, str(facts["device"]), parts)
 
 
 def as_dict(facts: dict[str, object], found: Sequence[Finding]) -> dict[str, object]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 import shmcache
+from shmcache_tools.text import time_text
 
 if TYPE_CHECKING:
     from device_gpu import Gpu
@@ -61,6 +62,25 @@ class Finding:
         """What a tenth of ours is below, and what a tenth is above."""
         low, high = np.percentile(self.ours, (10, 90))
         return float(low), float(high)
+
+
+SHOW: dict[str, Callable[[float], str]] = {
+    "time": time_text,
+    "rate": lambda rate: f"{rate / 1e9:,.1f} GB/s",
+    "share": lambda share: f"{100 * share:.0f} %",
+}
+
+
+def ratio_text(one: Finding) -> str:
+    if one.ratio is None:
+        return ""
+    return f"{one.ratio:.3f} x" if one.ratio < 10 else f"{one.ratio:,.0f} x"
+
+
+def goal_text(one: Finding) -> str:
+    if one.least is not None:
+        return f"at least {SHOW[one.kind](one.least)}"
+    return "" if one.least_ratio is None else f"at least {one.least_ratio:g} x"
 
 
 @dataclass

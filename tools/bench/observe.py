@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import observe_hits
+import observe_plot
 import observe_scrape
+from bench_plot import add_plot_option
 from cost import machine_facts
 from observe_engine import BATCH
 from rich.progress import Progress
@@ -31,6 +33,7 @@ from shmcache_tools.text import (
     make_facts,
     make_parser,
     make_table,
+    printable,
     time_text,
 )
 
@@ -38,7 +41,7 @@ PROG = "observe.py"
 EXAMPLES = """\
   .venv/bin/python tools/bench/observe.py                        everything, in two minutes or so
   .venv/bin/python tools/bench/observe.py --only scrape --objects 8192
-  .venv/bin/python tools/bench/observe.py --json observe.json    the same numbers for a program
+  .venv/bin/python tools/bench/observe.py --json observe.json --plot observe.svg
 
 Needs the extra: pip install '.[metrics]'. 4 KiB of /dev/shm are used for each object, and metadata."""
 PARTS = ("scrape", "hits")
@@ -54,26 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     console = make_console()
     facts = machine_facts()
-    document: dict[str, object] = {"machine": facts}
-    console.print(make_facts([(name, str(fact)) for name, fact in facts.items()]))
+    console.print(make_facts([(name, printable(str(fact))) for name, fact in facts.items()]))
+    looks: list[observe_scrape.Look] = []
+    phases: list[observe_hits.Phase] = []
     try:
         if args.only != "hits":
             with _progress("looking", args.repeats) as tick:
                 looks = observe_scrape.looks(args.objects, args.repeats, tick)
             console.print()
             console.print(looks_table(looks, args.objects))
-            document["scrape"] = [asdict(look) for look in looks]
         if args.only != "scrape":
             with _progress("reading", args.rounds * len(observe_hits.PERIODS)) as tick:
                 phases = observe_hits.phases(args.objects, args.rounds, args.seconds, tick)
             console.print()
             console.print(phases_table(phases))
-            document["hits"] = [asdict(phase) for phase in phases]
-    except (shmcache.ShmcacheError, RuntimeError, OSError) as error:
+        _write(args, facts, looks, phases)
+    except (shmcache.ShmcacheError, ImportError, RuntimeError, OSError, ValueError) as error:
         complain(PROG, str(error))
         return EXIT_FAILED
-    if args.json is not None:
-        args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return EXIT_DONE
 
 
@@ -88,6 +89,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     seconds = real(0.1, 3600, "seconds")
     parser.add_argument("--seconds", type=seconds, default=SECONDS, metavar="S", help="of a phase (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well, in ns")
+    add_plot_option(parser)
     return parser.parse_args(argv)
 
 
@@ -98,6 +100,22 @@ def _progress(what: str, total: int) -> Iterator[Tick]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+def _write(
+    args: Namespace,
+    facts: dict[str, object],
+    looks: Sequence[observe_scrape.Look],
+    phases: Sequence[observe_hits.Phase],
+) -> None:
+    """The files that were asked for."""
+    if args.json is not None:
+        document: dict[str, object] = {"machine": facts, "objects": args.objects}
+        document |= {"scrape": [asdict(look) for look in looks]} if looks else {}
+        document |= {"hits": [asdict(phase) for phase in phases]} if phases else {}
+        args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        observe_plot.save_plot(args.plot, str(facts["processor"]), args.objects, looks, phases)
 
 
 def looks_table(looks: Sequence[observe_scrape.Look], objects: int) -> Table:

@@ -17,22 +17,27 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import prefetch_plot
+from bench_plot import add_plot_option
+from cost import machine_facts
 from cost_common import arena, new_keys
 from prefetch_stores import STORES, Missing, Store
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import shmcache
-from shmcache.config import parse_size
 from shmcache.storage import StorageManager
+from shmcache_tools.program import interruptible, number, size
 from shmcache_tools.text import (
     EXIT_DONE,
     EXIT_FAILED,
-    EXIT_USAGE,
     complain,
     make_console,
+    make_facts,
     make_parser,
     make_table,
+    printable,
     size_text,
     time_text,
 )
@@ -41,7 +46,7 @@ PROG = "prefetch.py"
 EXAMPLES = """\
   .venv/bin/python tools/bench/prefetch.py                          all stores, in two minutes or so
   .venv/bin/python tools/bench/prefetch.py --only file --threads 1
-  .venv/bin/python tools/bench/prefetch.py --sizes 1MiB,16MiB --json prefetch.json
+  .venv/bin/python tools/bench/prefetch.py --sizes 1MiB,16MiB --json prefetch.json --plot prefetch.svg
 
 Valkey needs a redis-server or valkey-server on the PATH, Mooncake the extra: pip install '.[file,valkey,mooncake]'."""
 GOAL = 0.9  # of preadv, for files of 1 MiB and more
@@ -71,41 +76,57 @@ class Throughput:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     console = make_console()
+    facts = machine_facts()
+    console.print(make_facts([(name, printable(str(fact))) for name, fact in facts.items()]))
     measured: list[Throughput] = []
     try:
-        sizes = [parse_size(size, "--sizes") for size in args.sizes.split(",")]
-        total = parse_size(args.total, "--total")
-    except ValueError as error:
+        with interruptible():
+            for name in STORES if args.only is None else (args.only,):
+                console.print()
+                measured += _measure_store(name, args, console)
+        _write(args, facts, measured)
+    except (shmcache.ShmcacheError, ImportError, RuntimeError, OSError, ValueError) as error:
         complain(PROG, str(error))
-        return EXIT_USAGE
-    for name in STORES if args.only is None else (args.only,):
-        try:
-            with TemporaryDirectory(prefix="shmcache-bench-") as folder, STORES[name](Path(folder)) as store:
-                found = [_measure(store, size, total, args) for size in sizes]
-        except Missing as missing:
-            console.print(Text(f"{name}: {missing}", style="yellow"))
-            continue
-        except (shmcache.ShmcacheError, RuntimeError, OSError) as error:
-            complain(PROG, f"{name}: {error}")
-            return EXIT_FAILED
-        console.print(throughput_table(found))
-        console.print()
-        measured += found
-    if args.json is not None:
-        lines = [{**asdict(line), "met": line.met} for line in measured]
-        args.json.write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        complain(PROG, "interrupted")
+        return EXIT_FAILED
     return EXIT_DONE
 
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = make_parser(PROG, __doc__ or "", EXAMPLES)
     parser.add_argument("--only", choices=sorted(STORES), help="one store")
-    parser.add_argument("--sizes", default="64KiB,256KiB,1MiB,4MiB", help="of the objects; default %(default)s")
-    parser.add_argument("--total", default="256MiB", metavar="SIZE", help="loaded in one round; default %(default)s")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of either side; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--sizes", type=_sizes, default="64KiB,256KiB,1MiB,4MiB", help="of the objects; default %(default)s"
+    )
+    parser.add_argument(
+        "--total", type=size, default="256MiB", metavar="SIZE", help="loaded in one round; default %(default)s"
+    )
+    threads, rounds = number(1, 256), number(1, 10**6)
+    parser.add_argument("--threads", type=threads, default=2, metavar="N", help="of either side; default %(default)s")
+    parser.add_argument("--rounds", type=rounds, default=9, metavar="N", help="default %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+    add_plot_option(parser)
     return parser.parse_args(argv)
+
+
+def _sizes(text: str) -> list[int]:
+    return [size(one) for one in text.split(",")]
+
+
+def _measure_store(name: str, args: Namespace, console: Console) -> list[Throughput]:
+    """Prints them, too. Nothing where the store is not there; RuntimeError where it fails."""
+    try:
+        with TemporaryDirectory(prefix="shmcache-bench-") as folder, STORES[name](Path(folder)) as store:
+            found = [_measure(store, nbytes, args.total, args) for nbytes in args.sizes]
+    except Missing as missing:
+        console.print(Text(f"{name}: {missing}", style="yellow"))
+        return []
+    except (shmcache.ShmcacheError, RuntimeError, OSError) as error:
+        raise RuntimeError(f"{name}: {error}") from error
+    console.print(throughput_table(found))
+    return found
 
 
 def _measure(store: Store, nbytes: int, total: int, args: Namespace) -> Throughput:
@@ -123,15 +144,15 @@ def _measure(store: Store, nbytes: int, total: int, args: Namespace) -> Throughp
             after = cache.stats().histograms.prefetch_first_key
             alone = median(_prefetch(cache, storage, keys[:1], nbytes) for _ in range(50))
             adapter.delete(keys)
-    size = len(keys) * nbytes
+    loaded = len(keys) * nbytes
     pairs = list(zip(ours, theirs, strict=True))[1:]  # the first round warms up
     return Throughput(
         store=store.name,
         peer=store.peer,
         object_bytes=nbytes,
         threads=args.threads,
-        bytes_per_s=size / median(ours[1:]),
-        peer_bytes_per_s=size / median(theirs[1:]),
+        bytes_per_s=loaded / median(ours[1:]),
+        peer_bytes_per_s=loaded / median(theirs[1:]),
         ratio=median(their_s / our_s for our_s, their_s in pairs),
         first_key_s=(after.sum_s - before.sum_s) / max(1, after.count - before.count),
         one_key_s=alone,
@@ -176,9 +197,18 @@ def _peer(cache: shmcache.Cache, store: Store, keys: list[bytes], nbytes: int, t
     return took
 
 
-def _batches(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+def _batches(keys: list[bytes], count: int) -> Iterator[list[bytes]]:
+    for start in range(0, len(keys), count):
+        yield keys[start : start + count]
+
+
+def _write(args: Namespace, facts: dict[str, object], measured: Sequence[Throughput]) -> None:
+    """The files that were asked for."""
+    if args.json is not None:
+        document = {"machine": facts, "findings": [{**asdict(line), "met": line.met} for line in measured]}
+        args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        prefetch_plot.save_plot(args.plot, str(facts["processor"]), measured)
 
 
 def throughput_table(lines: Sequence[Throughput]) -> Table:
@@ -189,7 +219,7 @@ def throughput_table(lines: Sequence[Throughput]) -> Table:
     for line in lines:
         goal = "" if line.goal is None else f"{100 * line.goal:.0f} %"
         met = Text() if line.met is None else Text("met", "green") if line.met else Text("missed", "red")
-        rates = (f"{rate / 1e9:.2f} GB/s" for rate in (line.bytes_per_s, line.peer_bytes_per_s))
+        rates = map(prefetch_plot.rate_text, (line.bytes_per_s, line.peer_bytes_per_s))
         times = map(time_text, (line.first_key_s, line.one_key_s))
         table.add_row(size_text(line.object_bytes), *rates, f"{100 * line.ratio:.0f} %", goal, met, *times)
     return table

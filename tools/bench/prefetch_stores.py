@@ -30,7 +30,7 @@ class Missing(Exception):  # noqa: N818 # it is not wrong
 
 
 class Store(ABC):
-    """A store in a folder of its own; a context manager that ends what it started."""
+    """A store in a folder of its own; a context manager that ends what ``start`` started, also where that fails."""
 
     name: ClassVar[str]
     peer: ClassVar[str]  #: how the peer is called in the report
@@ -39,7 +39,13 @@ class Store(ABC):
         self.folder = folder
         self.stack = ExitStack()
 
+    def start(self) -> None:  # noqa: B027 # most have a server to start, files have none
+        """Missing where the store cannot be had here."""
+
     def __enter__(self) -> Self:
+        with self.stack:
+            self.start()
+            self.stack = self.stack.pop_all()
         return self
 
     def __exit__(
@@ -99,13 +105,12 @@ class Valkey(Store):
     name = "valkey"
     peer = "client's GET"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def start(self) -> None:
         program = shutil.which("valkey-server") or shutil.which("redis-server")
         if program is None or not all(map(find_spec, ("valkey", "xxhash"))):
             raise Missing("needs valkey-server or redis-server, and pip install '.[valkey]'")
-        self.socket = folder / "socket"
-        command = [program, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(folder)]
+        self.socket = self.folder / "socket"
+        command = [program, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.folder)]
         run_until_end(self.stack, command, self.socket.exists)
 
     def adapter(self) -> L2Adapter:
@@ -130,8 +135,7 @@ class Mooncake(Store):
     name = "mooncake"
     peer = "batch_get_into"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def start(self) -> None:
         found = find_spec("mooncake")
         if found is None or not found.submodule_search_locations or find_spec("xxhash") is None:
             raise Missing("needs pip install '.[mooncake]'")
@@ -145,7 +149,7 @@ class Mooncake(Store):
         program = Path(found.submodule_search_locations[0]) / "mooncake_master"
         flags = [f"--rpc_port={port}", "--rpc_address=127.0.0.1", f"--metrics_port={free_port()}"]
         run_until_end(self.stack, [str(program), *flags, "--metrics_host=127.0.0.1"], lambda: listens(port))
-        ready = folder / "ready"
+        ready = self.folder / "ready"
         holder = json.dumps({**self.config, "global_segment_size": 1 << 30})
         run_until_end(self.stack, [sys.executable, "-c", _HOLDER, holder, str(ready)], ready.exists)
         self.client: Any = None
@@ -192,8 +196,12 @@ time.sleep(10**6)
 
 
 def run_until_end(stack: ExitStack, command: list[str], there: Callable[[], bool]) -> None:
-    """Runs a program until the stack ends, and returns when ``there()``. RuntimeError where it ends before."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Runs a program until the stack ends, and returns when ``there()``. RuntimeError where it ends before.
+
+    In a session of its own: Ctrl-C on the terminal is not for the program, which its clients still need to clean up.
+    """
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
 
     def end() -> None:
         process.kill()

@@ -18,6 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import vllm_plot
+from bench_plot import add_plot_option
 from cost import BUSY, machine_facts
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -89,9 +90,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("--tp", type=number(1, 8), default=2, metavar="N", help="workers; default %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw them into FILE, a .png or .svg; needs matplotlib"
-    )
+    add_plot_option(parser)
     args = parser.parse_args(argv)
     if args.prompts is None:
         args.prompts = QUICK_PROMPTS if args.quick else PROMPTS

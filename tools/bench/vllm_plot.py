@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from bench_plot import INK, OURS, THEIRS, open_figure, save
 from vllm_common import Finding, Memory
 
 from shmcache_tools.text import time_text
@@ -15,26 +16,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (9.0, 5.2)
-OURS, THEIRS = "#2a7de1", "#9aa0a6"
 
 
 def save_plot(path: Path, title: str, found: Sequence[Finding], memory: Memory | None) -> None:
     """ImportError without matplotlib; OSError or ValueError where the file cannot be written or has no known ending."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 # an extra
-
-    figure = Figure(figsize=INCHES, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = open_figure(title, INCHES)
     ratios, sizes = figure.subplots(2, 1, height_ratios=(4, 1))
     _draw_ratios(ratios, [one for one in found if one.ttft])
     _draw_memory(sizes, memory)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _draw_ratios(axes: Axes, found: Sequence[Finding]) -> None:
     for row, one in enumerate(found):
         ratio = median(one.ratios)
         axes.barh(row, ratio, color=_colour(one.what), height=0.6)
-        axes.plot(one.ratios, [row] * len(one.ratios), "o", color="black", markersize=2.5)
+        axes.plot(one.ratios, [row] * len(one.ratios), "o", color=INK, markersize=2.5)
         text = f"  {ratio:.1f} x, {time_text(median(one.ttft))}"
         axes.text(max(one.ratios), row, text, va="center", fontsize=8)
     axes.set_yticks(range(len(found)), [one.what for one in found], fontsize=8)

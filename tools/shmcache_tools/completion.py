@@ -16,26 +16,27 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 _LIST_ARENAS = {
     "bash": """\
 _shmcache_arenas() {
-  local segment prefix=/dev/shm/shmcache.$EUID.
+  local segment prefix=${SHMCACHE_DIRECTORY:-/dev/shm}/shmcache.$EUID.
   for segment in "$prefix$1"*; do
     [[ -f $segment ]] && echo "${segment#"$prefix"}"
   done
 }""",
     "zsh": """\
 _shmcache_arenas() {
-  local prefix=/dev/shm/shmcache.$EUID.
+  local prefix=${SHMCACHE_DIRECTORY:-/dev/shm}/shmcache.$EUID.
   local -a segments=($prefix*(N.))
   compadd -- ${segments#$prefix}
 }""",
     "fish": """\
 function __shmcache_arenas
-  set -l prefix /dev/shm/shmcache.(id -u).
+  set -l directory $SHMCACHE_DIRECTORY /dev/shm
+  set -l prefix $directory[1]/shmcache.(id -u).
   for segment in $prefix*
     test -f $segment; and string replace -- $prefix '' $segment
   end
 end""",
     # tcsh completes by patterns between slashes, in which this path could not stand.
-    "tcsh": "set shmcache_prefix = /dev/shm/shmcache.`id -u`.",
+    "tcsh": "set shmcache_prefix = `sh -c 'echo ${SHMCACHE_DIRECTORY:-/dev/shm}'`/shmcache.`id -u`.",
 }
 _ARENA = {
     "bash": "_shmcache_arenas",

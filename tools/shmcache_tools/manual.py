@@ -12,12 +12,15 @@ from shmcache_tools.completion import SHELLS, PrintCompletion
 from shmcache_tools.text import make_parser
 
 _ENVIRONMENT = """\
-  NO_COLOR     set to anything: no colours
-  FORCE_COLOR  set to anything: colours also into a pipe, as for less -R
-  TERM         dumb or unknown: no colours, nothing is drawn over
-  COLUMNS      the width on a terminal, instead of the terminal's own"""
+  SHMCACHE_DIRECTORY  a directory on a tmpfs: where arenas lie, if not in /dev/shm;
+                      the same for the engine's processes and for programs
+  NO_COLOR            set to anything: no colours
+  FORCE_COLOR         set to anything: colours also into a pipe, as for less -R
+  TERM                dumb or unknown: no colours, nothing is drawn over
+  COLUMNS             the width on a terminal, instead of the terminal's own"""
 _FILES = """\
-  /dev/shm/shmcache.<uid>.<name>  the segment of arena <name> of user <uid>"""
+  /dev/shm/shmcache.<uid>.<name>  the segment of arena <name> of user <uid>;
+                                  in SHMCACHE_DIRECTORY where that is set"""
 _SEE_ALSO = """\
   {others}, python -m shmcache
   README.md of shmcache: quick start, operations, caveats"""

@@ -21,6 +21,7 @@ from shmcache.integrations.vllm.messages import Report, Save, Shape
 __all__ = ["Saves"]
 
 _log = logging.getLogger("vllm.shmcache")
+_NONE = range(0)
 
 
 @dataclass(slots=True)
@@ -49,17 +50,21 @@ class Saves:
     def __bool__(self) -> bool:
         return bool(self._jobs or self._failed)
 
-    def reserve(self, request_id: str, keys: list[bytes], blocks: list[int], epoch: int) -> tuple[int, Save | None]:
+    def reserve(
+        self, request_id: str, keys: list[bytes], blocks: list[int], epoch: int, granted: range = _NONE
+    ) -> tuple[int, Save | None]:
         """How many leading keys are in the arena or on their way there now, and what the ranks have to do for it.
 
-        Fewer than all: the arena has no room, as all of it is in use.
+        Fewer than all: the arena has no room, as all of it is in use. ``granted``: indices of keys that this request
+        was granted shares of; the others that are there count as used by it from now on.
         """
         batch = self._cache.reserve_write(keys, self._shape.object_bytes, writers=self._shape.writers)
         status = batch.status
-        if there := [key for key, code in zip(keys, status, strict=True) if code is Status.EXISTS]:
-            self._cache.touch(there)
+        handled = status.index(Status.NO_SPACE) if Status.NO_SPACE in status else len(keys)
+        if used := [keys[i] for i in range(handled) if status[i] is Status.EXISTS and i not in granted]:
+            self._cache.touch(used)
         save = self._begin(request_id, batch, blocks, epoch) if Status.OK in status else None
-        return status.index(Status.NO_SPACE) if Status.NO_SPACE in status else len(keys), save
+        return handled, save
 
     def flushed(self, written: Iterable[int]) -> list[int]:
         """The jobs that must be through before these blocks are written over."""

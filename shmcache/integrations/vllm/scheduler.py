@@ -55,6 +55,7 @@ class _Chain:
     l2_hits: int = 0  # of the blocks that are loaded
     wanted: int = 0  # leading blocks that are computed, once this step is
     handled: int = 0  # of these, in the arena, or on their way there
+    granted: range = range(0)  # blocks that are loaded
     _keys: list[bytes] = field(default_factory=list)
 
     def keys(self, start: int, stop: int) -> list[bytes]:
@@ -154,6 +155,7 @@ class Scheduler:
             chain.l2_hits = self._hits.take(request.request_id, count)
         if count:
             stop = chain.local + count
+            chain.granted = range(chain.local, stop)
             keys = chain.keys(chain.local, stop)
             self._planned.append(Load(request.request_id, keys, blocks[chain.local : stop], chain.between_steps))
         self.counters.add(asked_blocks=chain.asked, hit_blocks=count, l2_hit_blocks=chain.l2_hits)
@@ -276,7 +278,8 @@ class Scheduler:
         """What this step makes full of a request, and what could not be saved before."""
         start, stop = chain.handled, chain.wanted
         keys = chain.keys(start, stop)
-        handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop], step.epoch)
+        granted = range(chain.granted.start - start, chain.granted.stop - start)
+        handled, save = self._jobs.reserve(chain.request.request_id, keys, blocks[start:stop], step.epoch, granted)
         chain.handled += handled
         if save is not None:
             step.saves.append(save)

@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--force is for what is alive: it does not go with --reap or --stale")
     try:
         return _run(options)
+    except shmcache.ShmcacheError as error:  # no arena can be looked at: SHMCACHE_DIRECTORY
+        complain(PROG, str(error))
+        return EXIT_FAILED
     except KeyboardInterrupt:
         complain(PROG, "interrupted")
         return _EXIT_INTERRUPTED

@@ -3,7 +3,8 @@
     python -m shmcache_tools.replay --help
 
 This file owns the program: options, the life of arena and L2, signals, the exit code. How requests are served
-is told in ``engine``, what is counted and shown in ``report``.
+is told in ``engine``, what is counted and shown in ``report``. With ``--policy`` it is a study of eviction policies
+instead: see ``policy_study``.
 
 Nothing stays behind, however the run ends, but for a SIGKILL: then ``shmcache-cleanup --stale`` finds the
 arena, and the next run removes the files of the default L2.
@@ -18,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -40,6 +41,7 @@ from shmcache_tools.program import (
     requests_of,
 )
 from shmcache_tools.replay.engine import Engine, Pace
+from shmcache_tools.replay.policy_study import add_study_options, check_study_options, read_workload, run_study
 from shmcache_tools.replay.report import Outcome, Tally, document, facts_of, progress, report
 from shmcache_tools.text import (
     EXIT_DONE,
@@ -67,13 +69,18 @@ _DESCRIPTION = """\
 Replay a trace of requests, each a chain of KV chunks, through a shared-memory arena (L1) and a second
 tier (L2). Each request's chain is prefetched with one share for every reader; the readers read the hits
 in place, compare the bytes and give their shares back; what neither tier had is written, and stored to
-L2 in the background. Says what each tier hit, what was moved, and how long requests waited."""
+L2 in the background. Says what each tier hit, what was moved, and how long requests waited.
+
+With --policy: how much an arena of some of the trace's chunks hits under each of its eviction policies,
+beside simulated ones and the best that is possible."""
 _EXAMPLES = """\
   tools/replay trace.jsonl                             through 1 GiB of L1 and files as L2
   tools/replay trace.jsonl --capacity 4GiB --no-l2     the arena alone
   tools/replay trace.jsonl --l2 valkey://localhost     another L2; what is stored stays there
   tools/replay trace.jsonl --in-flight 8 --readers 4   8 requests at once, for 4 TP workers
   tools/replay trace.jsonl --speed 10 --requests 1000  at ten times the trace's own times
+  tools/replay a.jsonl b.jsonl --policy                which eviction policy hits most, by the arena's size
+  tools/replay a.jsonl --policy lru,arc,optimum --sizes 5,10 --halves --plot rates.svg
 
 A trace has one JSON object a line: timestamp (milliseconds) and hash_ids, the request's chain.
 Ctrl-C ends it and leaves nothing behind.
@@ -98,23 +105,24 @@ class Plan:
     def headline(self) -> str:
         readers = plural(self.options.readers, "reader")
         return (
-            f"{count_text(len(self.trace))} requests of {printable(str(self.options.trace))}, {readers}\n"
+            f"{count_text(len(self.trace))} requests of {printable(str(self.options.traces[0]))}, {readers}\n"
             f"To look at the arena meanwhile: shmcache-stat {self.arena}\n"
         )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the replay; the exit code."""
-    options = _parser().parse_args(argv)
+    """Run the replay, or the study; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
     try:
-        trace = requests_of(options.trace, options.requests)
-        plan = Plan(options, trace, arena_config(options, trace, options.readers + 1 + _SPARE_LANES))
-    except (OSError, TraceError, ValueError) as error:
+        check_study_options(options, parser)
+        run = _study(options) if options.policy else _replay_of(options)
+    except (OSError, TraceError, UsageError, ValueError) as error:
         complain(PROG, str(error))
         return EXIT_USAGE
     try:
-        with noted_interrupts() as interrupts, opened_l2(options, distinct_chunks(trace)) as l2:
-            return _run(plan, l2, interrupts)
+        with noted_interrupts() as interrupts:
+            return run(interrupts)
     except Interrupted as interrupted:
         complain(PROG, f"ended by {interrupted}; nothing is left behind")
         return 128 + interrupted.signum
@@ -126,9 +134,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def _study(options: argparse.Namespace) -> Callable[[Interrupts], int]:
+    workloads = [read_workload(path, options) for path in options.traces]
+    return lambda interrupts: run_study(workloads, options, interrupts)
+
+
+def _replay_of(options: argparse.Namespace) -> Callable[[Interrupts], int]:
+    trace = requests_of(options.traces[0], options.requests)
+    plan = Plan(options, trace, _paced(arena_config(options, trace, options.readers + 1 + _SPARE_LANES), options.speed))
+
+    def run(interrupts: Interrupts) -> int:
+        with opened_l2(options, distinct_chunks(trace)) as l2:
+            return _run(plan, l2, interrupts)
+
+    return run
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(PROG, _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="JSON lines")
+    parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE", help="JSON lines")
     parser.add_argument("--requests", type=number(1, sys.maxsize), metavar="N", help="the first N only; default all")
     add_arena_options(parser, "1GiB", 65536)
     add_l2_options(parser, "16GiB")
@@ -146,13 +170,24 @@ def _parser() -> argparse.ArgumentParser:
         "--readers", type=number(1, _MAX_READERS), default=1, metavar="N", help="TP workers of a request; default 1"
     )
     parser.add_argument(
-        "--speed", type=real(1e-3, 1e6, "times"), metavar="X", help="X times the trace's speed; default: all speed"
+        "--speed",
+        type=real(1e-3, 1e6, "times"),
+        metavar="X",
+        help="X times the trace's speed; default: all speed, where the arena evicts by time alone (lru)",
     )
     parser.add_argument(
         "--seed", type=number(0, 2**63), default=0, metavar="N", help="for which reader compares which chunk"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_study_options(parser)
     return parser
+
+
+def _paced(config: shmcache.ArenaConfig, speed: float | None) -> shmcache.ArenaConfig:
+    """The window of the eviction is a time of the trace. At all speed there is none, and the order is by time alone."""
+    if speed is None:
+        return replace(config, eviction="lru")
+    return replace(config, eviction_window_s=config.eviction_window_s / speed)
 
 
 def _run(plan: Plan, l2: L2, interrupts: Interrupts) -> int:
@@ -167,7 +202,7 @@ def _run(plan: Plan, l2: L2, interrupts: Interrupts) -> int:
         with contextlib.suppress(shmcache.ArenaNotFoundError):
             shmcache.destroy(plan.arena, force=True)
     if plan.options.json:
-        options = {"trace": str(plan.options.trace), **facts_of(plan.options, _IN_DOCUMENT)}
+        options = {"trace": str(plan.options.traces[0]), **facts_of(plan.options, _IN_DOCUMENT)}
         json.dump(document(outcome, options), sys.stdout, indent=2)
         print()
     else:

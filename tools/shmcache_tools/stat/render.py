@@ -141,7 +141,7 @@ def _identity(info: ArenaInfo, now: float) -> list[tuple[str, str | Text]]:
     facts: list[tuple[str, str | Text]] = [
         ("arena", _whole(info.name)),
         ("state", Text(state.full, style=state.style)),
-        ("segment", _whole(f"{info.path or '-'}, {size_text(info.segment_bytes)}, inode {info.inode}")),
+        ("segment", _whole(_segment_text(info))),
     ]
     if info.stats is None:
         return facts
@@ -160,6 +160,11 @@ def _identity(info: ArenaInfo, now: float) -> list[tuple[str, str | Text]]:
 def _eviction_text(info: ArenaInfo) -> str:
     window_s = info.eviction_window_s
     return f"segmented, a request is worth {window_s:g} s" if window_s else "lru"
+
+
+def _segment_text(info: ArenaInfo) -> str:
+    huge = f", tmpfs huge={info.huge}" if info.huge not in {"", "never"} else ""
+    return f"{info.path or '-'}, {size_text(info.segment_bytes)}, inode {info.inode}{huge}"
 
 
 def _whole(text: str) -> Text:
