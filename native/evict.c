@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-enum { RECENCY_US = 4000, FUTURE_US = 1000000, FEW = 16, SLOTS_A_VICTIM = 128, SLOTS_A_US = 10 };
+enum { RECENCY_US = 4000, FUTURE_US = 1000000, FEW = 16, SLOTS_A_VICTIM = 128 };
 #define PINNED UINT64_MAX
 
 /* What may go from one region. rank: its place in the order, of its score. */
@@ -117,6 +117,13 @@ static bool pinned(const struct sc_segment *s, uint32_t slot, uint64_t state)
     return sc_share_any(s, slot, sc_generation(state), false, &expired);
 }
 
+/* Nobody has a share that keeps it, and it is sound. */
+static bool may_go(struct sc_segment *s, uint32_t slot, uint64_t state)
+{
+    struct sc_object o;
+    return !pinned(s, slot, state) && describe(s, slot, state, &o);
+}
+
 /* The smallest scores, in a heap with the largest on top, then sorted: one scan for many evictions. */
 static void sift_down(struct sc_victim *v, uint32_t n, uint32_t i)
 {
@@ -140,7 +147,8 @@ static void sift_up(struct sc_victim *v, uint32_t i)
     }
 }
 
-static void find_victims(struct sc_segment *s, uint32_t region, struct sc_victims *victims)
+/* careful: only of what may go now, which takes a look at the shares of each. */
+static void find_victims(struct sc_segment *s, uint32_t region, bool careful, struct sc_victims *victims)
 {
     struct sc_victim *v = victims->list;
     uint32_t n = 0, most = most_victims(s);
@@ -149,9 +157,8 @@ static void find_victims(struct sc_segment *s, uint32_t region, struct sc_victim
         if (n == most && rank >= v[0].rank)
             continue;
         uint64_t state = sc_load(&sc_slot(s, slot)->state);
-        struct sc_object o;
         if (sc_state_of(state) != SC_READY || sc_region_of(s, sc_peek32(&sc_slot(s, slot)->block)) != region ||
-            pinned(s, slot, state) || !describe(s, slot, state, &o))
+            (careful && !may_go(s, slot, state)))
             continue;
         struct sc_victim it = {rank, slot, sc_generation(state)};
         if (n < most) {
@@ -172,11 +179,11 @@ static void find_victims(struct sc_segment *s, uint32_t region, struct sc_victim
     victims->next = 0;
 }
 
-static bool still_a_victim(const struct sc_segment *s, const struct sc_victim *v)
+static bool still_a_victim(struct sc_segment *s, const struct sc_victim *v)
 {
     uint64_t state = sc_load(&sc_slot(s, v->slot)->state);
     return sc_state_of(state) == SC_READY && sc_generation(state) == v->generation &&
-           rank_of(s, v->slot) == v->rank && !pinned(s, v->slot, state);
+           rank_of(s, v->slot) == v->rank && may_go(s, v->slot, state);
 }
 
 /* NULL: this process has no memory for a list. */
@@ -191,15 +198,15 @@ static struct sc_victims *victims_of(struct sc_segment *s, uint32_t region)
 static uint32_t first_victim(struct sc_segment *s, uint32_t region)
 {
     struct sc_victims *victims = victims_of(s, region);
-    for (int scans = 0; victims && scans < 2; scans++) {
+    for (int scans = 0; victims && scans < 3; scans++) {
         while (victims->next < victims->count) {
             const struct sc_victim *v = &victims->list[victims->next];
             if (still_a_victim(s, v))
                 return v->slot;
             victims->next++;
         }
-        if (scans == 0)
-            find_victims(s, region, victims);
+        if (scans < 2) /* careful where all that were found have shares */
+            find_victims(s, region, scans == 1, victims);
     }
     return SC_NO_SLOT;
 }
@@ -214,7 +221,7 @@ void sc_refresh_victims(struct sc_segment *s)
 {
     uint64_t now = sc_now_us();
     for (uint32_t region = 0; region <= s->g.regions; region++)
-        if (s->victims[region] && now - s->victims[region]->listed_us >= s->g.slots / SLOTS_A_US)
+        if (s->victims[region] && now - s->victims[region]->listed_us >= s->g.slots) /* a scan takes some ns a slot */
             forget_victims(s->victims[region], now);
 }
 

@@ -25,6 +25,7 @@ from shmcache.config import ArenaConfig, check_name
 from shmcache.directory import open_directory, open_regular, segment_directory, unlink_file
 
 _PREFIX: Final = f"shmcache.{os.geteuid()}."
+_MAX_THREADS: Final = 64  #: that populate
 _POPULATE_STEP: Final = 64 << 20  #: bytes of payload that one thread touches at a time
 _PREFAULT_LEAST: Final = 64 << 20  #: bytes in memory: for less, faults cost less than a thread is worth
 
@@ -237,7 +238,7 @@ def populate(name: str, handle: Handle, address: Any) -> None:
         check(name, handle, lib.sc_populate(handle, address, block, count))
         return int(count * info.block_size)
 
-    threads = min(16, len(os.sched_getaffinity(0)))
+    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool, progress(f"populating {name}", info.capacity) as tell:
         for nbytes in pool.map(touch, range(0, blocks, step)):
             tell(nbytes)

@@ -1,13 +1,30 @@
-"""Other processes in the test's arena."""
+"""Other processes in the test's arena, and the modules of the benchmarks."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from processes._crew import Member
+
+BENCH = Path(__file__).parents[2] / "tools/bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of the bench; none of them stays known, as ``vllm`` would be taken for vLLM."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCH)):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import json
@@ -30,15 +29,10 @@ LITTLE = 1 << 20  # bytes
 Bench = Callable[[str], ModuleType]
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """Imports a module of the bench; none of them stays known, nor any arena."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCH)):
-            del sys.modules[name]
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """No arena of the bench stays."""
+    yield
     _check_clean(os.getpid())
 
 

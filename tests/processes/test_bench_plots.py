@@ -5,10 +5,8 @@ Each text of an SVG is a comment in it, too.
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -20,17 +18,6 @@ from processes import _packages
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 
 Bench = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """Imports a module of the bench; none of them stays known."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCH)):
-            del sys.modules[name]
 
 
 def _texts(path: Path) -> list[str]:

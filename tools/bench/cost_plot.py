@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bench_plot
+from bench_plot import MET, MISSED
 from cost_common import Cost
 
 from shmcache_tools.text import size_text, time_text
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH = 9.0  # inches a column
 ROW, AROUND, LINES = 0.26, 1.2, 3.4  # inches of height: of a bar, of what is around bars, of a panel of lines
-MET, MISSED, MIXED = "#009e73", "#d55e00", "#8c6d31"
+MIXED = "#8c6d31"
 MARGIN = 2.0  # times, above and below lines, so that noise looks like noise
 NOTE = 7  # points: what is said beside bars and lines
 BYTES = "bytes of capacity"  # as cost_objects.py names it
