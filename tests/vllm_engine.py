@@ -26,6 +26,7 @@ class Job(Request):
         super().__init__(request_id, tokens, known)
         self.length = len(tokens)
         self.blocks: list[int] = []
+        self.cached = 0  # of its blocks, those that others could hit some time
         self.sampled = 0
         self.round = 0  # what was scheduled in an earlier one is stale
         self.loads = False  # between steps
@@ -142,6 +143,7 @@ class Engine:
         blocks = {job.request_id: job.blocks for job, _ in scheduled}
         tokens = {job.request_id: n for job, n in scheduled}
         step = self.sides.scheduler.step(tokens, grown, blocks.__getitem__)
+        self.pool.forget(self.sides.scheduler.doubted)
         return step, scheduled
 
     def _schedule_running(self, scheduled: list[tuple[Job, int]], grown: list[int]) -> bool:
@@ -159,7 +161,7 @@ class Engine:
             if new is not None and job in self.running:
                 job.blocks += new
                 grown += new
-                scheduled.append((job, n))
+                self._plan(job, n, scheduled)
         scheduled[:] = [(job, n) for job, n in scheduled if job in self.running]
         return preempted
 
@@ -174,8 +176,8 @@ class Engine:
                     if job.request_id in self.told:
                         return  # no room
                     continue  # L2 is asked, or it is loaded between steps
-            elif not self._resume(job, scheduled):
-                return
+            else:
+                self._resume(job, scheduled)  # where there is no room, another that keeps blocks may end
 
     def _admit(self, job: Job, scheduled: list[tuple[Job, int]]) -> bool:
         local = self.pool.leading(job.all_hashes[: (job.num_tokens - 1) // TOKENS])
@@ -193,6 +195,7 @@ class Engine:
         if blocks is None:
             return False
         job.blocks, job.num_computed_tokens, job.loads, job.received = blocks, computed, between_steps, False
+        job.cached = begin
         self.sides.scheduler.allocated(job, blocks, found)
         told = self.told.pop(job.request_id)
         if found:
@@ -202,16 +205,15 @@ class Engine:
             self._to_running(job, n, scheduled)
         return not between_steps
 
-    def _resume(self, job: Job, scheduled: list[tuple[Job, int]]) -> bool:
+    def _resume(self, job: Job, scheduled: list[tuple[Job, int]]) -> None:
         """What it waited for is loaded."""
         n = min(self._left(job), self._budget(scheduled))
         new = self.pool.take([], -(-(job.num_computed_tokens + n) // TOKENS) - len(job.blocks))
         if new is None:
-            return False
+            return
         job.blocks += new
         self.sides.scheduler.allocated(job, job.blocks, 0)
         self._to_running(job, n, scheduled)
-        return True
 
     def _reserved(self) -> int:
         """What those that are loaded between steps, which cannot be preempted, will need besides."""
@@ -222,7 +224,7 @@ class Engine:
             return False
         job.loads = False
         if job.num_computed_tokens:
-            self._cache(job)
+            self._cache(job, job.num_computed_tokens)
             job.num_computed_tokens = min(job.num_computed_tokens, job.num_tokens - 1)
         else:
             self.pool.give(job.blocks)
@@ -232,7 +234,12 @@ class Engine:
     def _to_running(self, job: Job, n: int, scheduled: list[tuple[Job, int]]) -> None:
         self.waiting.remove(job)
         self.running.append(job)
+        self._plan(job, n, scheduled)
+
+    def _plan(self, job: Job, n: int, scheduled: list[tuple[Job, int]]) -> None:
+        """Others of this step can use what it will compute."""
         scheduled.append((job, n))
+        self._cache(job, job.num_computed_tokens + n)
 
     def _preempt(self, job: Job) -> None:
         self.running.remove(job)
@@ -247,11 +254,12 @@ class Engine:
     def _budget(self, scheduled: list[tuple[Job, int]]) -> int:
         return BUDGET - sum(n for _, n in scheduled)
 
-    def _cache(self, job: Job) -> None:
-        """Its full blocks can be used by others."""
-        full = min(job.num_computed_tokens, job.num_tokens) // TOKENS
-        for one, block in zip(job.all_hashes[:full], job.blocks, strict=False):
-            self.pool.cached.setdefault(one, block)
+    def _cache(self, job: Job, tokens: int) -> None:
+        """Its full blocks can be used by others; each is made known once."""
+        full = max(job.cached, min(tokens, job.num_tokens) // TOKENS)
+        for i in range(job.cached, full):
+            self.pool.cached.setdefault(job.all_hashes[i], job.blocks[i])
+        job.cached = full
 
     # The ranks
 
@@ -272,7 +280,6 @@ class Engine:
             job.num_computed_tokens += n
             sampled = job.num_computed_tokens == job.num_tokens + job.sampled
             job.sampled += sampled
-            self._cache(job)
             computed.append((job, job.round, n, sampled))
         for rank in self.sides.ranks:
             if not within:
@@ -329,23 +336,22 @@ class Engine:
     def _take_bad(self, output: Output) -> list[Job]:
         """Sets requests back to before their first bad block; those that fail for it."""
         tokens = {job.request_id: n for job, _, n, _ in output.computed}
-        failed, marked = [], set[int]()
+        failed, marked = [], {True: set[int](), False: set[int]()}
         for job in [*filter(lambda job: job.loads, self.waiting), *self.running]:
-            until = -(-(job.num_computed_tokens - tokens.get(job.request_id, 0)) // TOKENS)
-            bad = [i for i, block in enumerate(job.blocks[: max(until, 0)]) if block in output.bad]
+            before = max(job.num_computed_tokens - tokens.get(job.request_id, 0), 0)
+            bad = [i for i, block in enumerate(job.blocks[: -(-before // TOKENS)]) if block in output.bad]
             if not bad:
                 continue
             self.lost.update(job.all_hashes[i] for i in bad)
             failed.append(job)
-            fresh = [i for i in bad if job.blocks[i] not in marked]
-            marked.update(job.blocks[i] for i in bad)
-            if fresh:
-                job.num_computed_tokens = fresh[0] * TOKENS
-                self.pool.forget(job.blocks[fresh[0] :])
+            fresh = [i for i in bad if job.blocks[i] not in marked[job.loads]]
+            marked[job.loads].update(job.blocks[i] for i in bad)
+            job.num_computed_tokens = fresh[0] * TOKENS if fresh else before
             if not job.loads:  # others may compute its bad blocks; what it has under way is void
                 job.num_computed_tokens = min(job.num_computed_tokens, job.num_tokens - 1)
                 job.round += 1
                 job.sampled = 0
+        self.pool.forget(range(self.pool.blocks))  # as the connector does
         return [] if self.recompute else failed
 
     def _finish(self, job: Job) -> None:

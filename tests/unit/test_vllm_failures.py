@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import vllm_support
-from vllm_support import IDENTITY, TOKENS, Request, Sides, check_objects, prompt, shares
+from vllm_engine import Engine, Job, Pool
+from vllm_support import IDENTITY, PART, TOKENS, Request, Sides, check_objects, prompt, shares
 
 import shmcache
 from shmcache import Status
@@ -168,6 +169,92 @@ def test_what_is_over_when_bad_blocks_are_found(make: Make) -> None:
     assert sides.scheduler.counters.take()["unsaved_blocks"] == 7
     sides.scheduler.finished("a", [])
     sides.tell()
+
+
+# What an engine keeps of loads that failed
+
+
+def ask(engine: Engine, blocks: int, more: int = 2) -> Job:
+    """For a prompt that begins as all others do, but for one token, which is computed last."""
+    tokens = prompt(blocks, more=more)
+    engine.waiting.append(Job(f"{blocks} blocks, {len(engine.jobs)}", tokens, len(tokens) - 1))
+    return engine.waiting[-1]
+
+
+def run(engine: Engine, *blocks: int) -> None:
+    for count in blocks:
+        job = ask(engine, count)
+        while not job.over or engine.sides.scheduler.has_work:
+            engine.step()
+
+
+def end_of(engine: Engine) -> None:
+    engine.lag = 0
+    while engine.has_work:
+        engine.step()
+    check_objects(engine.sides.cache, engine.sides.shape)
+    assert len(engine.pool.free) == engine.pool.blocks
+
+
+def lose_granted(engine: Engine, blocks: int) -> None:
+    """A step of which the leading blocks are forced out before the ranks load them."""
+    keys = Request("", prompt(blocks)).keys()
+    with shmcache.attach(engine.sides.arena) as cache:
+        engine.step(lambda: assert_forced_out(cache, keys))
+
+
+def assert_forced_out(cache: shmcache.Cache, keys: list[bytes]) -> None:
+    assert cache.delete(keys, force=True) == [OK] * len(keys)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("preempted", [False, True])
+def test_what_was_computed_from_bad_blocks_by_requests_that_are_gone(
+    make: Make, preempted: bool, recompute: bool
+) -> None:
+    """vLLM looks for them among those that run. The blocks that they made must not be hit once others have computed
+    those before them."""
+    engine = Engine(make(), Pool(30), lag=1, recompute=recompute)
+    run(engine, 2)
+    engine.forget()
+    job = ask(engine, 4, more=1)
+    lose_granted(engine, 2)
+    assert job.num_computed_tokens == 16
+    if preempted:
+        engine._preempt(job)
+    else:
+        engine.abort(job)
+    engine.deliver()
+    run(engine, 2, 6)
+    end_of(engine)
+
+
+def test_who_relies_on_a_request_that_is_gone(make: Make) -> None:
+    """vLLM lets one request compute bad blocks again, and others that share them go on. Then that one is aborted."""
+    engine = Engine(make(), Pool(50))
+    run(engine, 2)
+    engine.forget()
+    again, relies = ask(engine, 2), ask(engine, 9)
+    lose_granted(engine, 2)
+    assert (again.num_computed_tokens, relies.num_computed_tokens) == (0, 8)
+    engine.abort(again)
+    while not relies.over:
+        engine.step()
+    run(engine, 4, 11)
+    end_of(engine)
+
+
+def test_who_loads_more_and_relies_on_a_request_that_is_gone(make: Make) -> None:
+    """Two requests have bad blocks in common, and load others between steps; nothing of them is computed yet."""
+    engine = Engine(make(sync_load_bytes=2 * PART), Pool(50))
+    run(engine, 6)
+    engine.forget()
+    again, loads, relies = ask(engine, 2), ask(engine, 8), ask(engine, 8)
+    lose_granted(engine, 2)
+    assert (loads.num_computed_tokens, relies.num_computed_tokens) == (0, 24)
+    engine.abort(again)
+    engine.abort(loads)
+    end_of(engine)
 
 
 # Reset

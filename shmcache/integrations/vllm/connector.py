@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -185,6 +185,7 @@ class ShmCacheConnector(KVConnectorBase_V1):
             [block for groups in grown if groups for block in groups[0]],
             lambda request_id: state.resolve_block_ids(request_id)[0],
         )
+        self._forget(self._in_scheduler.doubted)
         return _StepMetadata(step)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
@@ -192,10 +193,10 @@ class ShmCacheConnector(KVConnectorBase_V1):
         said = connector_output.kv_connector_worker_meta
         report = said.report if isinstance(said, _WorkerMetadata) else Report()
         self._in_scheduler.done(report)
-        if connector_output.invalid_block_ids and self._kv_cache_manager is not None:
-            # vLLM leaves some in its prefix cache, as those of requests that were aborted meanwhile; who hits them
-            # would compute from them, and what comes out would be saved.
-            self._kv_cache_manager.evict_blocks(connector_output.invalid_block_ids)
+        if connector_output.invalid_block_ids:
+            # vLLM leaves some in its prefix cache, as those of requests that were aborted or preempted meanwhile, and
+            # what these computed from them. Who hits that would compute from it, and what comes out would be saved.
+            self._forget(range(self._kv_cache_config.num_blocks))
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request is over, or was aborted: gives back what it did not use."""
@@ -250,6 +251,11 @@ class ShmCacheConnector(KVConnectorBase_V1):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, _StepMetadata)  # noqa: S101 # our scheduler's side made it
         return metadata.step
+
+    def _forget(self, blocks: Iterable[int]) -> None:
+        """No request of this engine hits what these blocks hold now."""
+        if self._kv_cache_manager is not None:
+            self._kv_cache_manager.evict_blocks(set(blocks))
 
     def _pin(self) -> None:
         try:

@@ -49,6 +49,7 @@ class _Chain:
     identity: bytes
     salt: str  # the scheduler's, when it was made
     saves: bool  # False where this engine never does, and once its blocks are not what its keys say
+    doubted: bool = False  # once its blocks may come from some that were never loaded
     local: int = 0  # leading blocks that the engine had itself when it was asked for
     between_steps: bool = False  # how vLLM was told that it would be loaded
     asked: int = 0  # blocks that were looked for, and not counted yet
@@ -67,7 +68,7 @@ class _Chain:
     @property
     def is_behind(self) -> bool:
         """Whether there is something to save."""
-        return self.saves and self.handled < self.wanted
+        return self.saves and not self.doubted and self.handled < self.wanted
 
     def note_computed(self, tokens: int, block_tokens: int) -> None:
         """A step computes so many more. Tokens that are not known yet, as drafts, have no hash: so the blocks that are
@@ -105,6 +106,7 @@ class Scheduler:
         saves: bool = True,
     ) -> None:
         self.counters = Counters()
+        self.doubted: set[int] = set()  #: blocks that other requests must not use, once a step is made
         self._cache = cache
         self._settings = settings
         self._shape = shape
@@ -180,6 +182,8 @@ class Scheduler:
         computed = [self._chains[request_id] for request_id in scheduled if request_id in self._chains]
         for chain in computed:
             chain.note_computed(scheduled[chain.request.request_id], self._block_tokens)
+        doubted = [chain.request.request_id for chain in computed if chain.doubted]
+        self.doubted = {block for request_id in doubted for block in blocks_of(request_id)}
         if time.monotonic() > self._no_saves_before:
             with self._shelter("save blocks"):
                 self._jobs.abort_failed()
@@ -202,10 +206,11 @@ class Scheduler:
             self._chains[request_id].handled = 0
         if report.bad_epoch >= self._epoch:
             # Until now requests may have been computed on from blocks that were never loaded. vLLM sets them back, or
-            # ends them; but it lets some rely on others to compute these blocks again. So they save nothing more.
+            # ends them; but it lets some rely on others to compute these blocks again, which may be gone before. So
+            # they save nothing more, nor do those that only load yet; and nobody else uses what they compute.
             self._epoch = report.bad_epoch + 1
             for chain in (*self._chains.values(), *(closing.chain for closing in self._closing.values())):
-                chain.saves = chain.saves and not chain.wanted
+                chain.doubted |= chain.wanted > 0 or chain.local > 0
         if self._tier is not None:
             for keys in saved:
                 self.counters.add(l2_dropped_blocks=self._tier.store(keys))
@@ -252,7 +257,7 @@ class Scheduler:
     def _chain_of(self, request: Request, local: int) -> _Chain:
         """vLLM asks for requests of which nothing is computed: new ones, and those that were preempted."""
         chain = self._chains.get(request.request_id)
-        if chain is None or chain.wanted or chain.salt != self._salt:
+        if chain is None or chain.wanted or chain.doubted or chain.salt != self._salt:
             identity = self._identity_of(request)
             if self._salt:
                 identity = digest({"identity": identity.hex(), "salt": self._salt})
