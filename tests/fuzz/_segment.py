@@ -9,7 +9,7 @@ from typing import Final
 from processes._segment import Segment
 
 HEADER: Final = 512  #: bytes that never change
-CHECKSUM: Final = 112
+CHECKSUM: Final = 120
 _REGIONS: Final = 104
 BOOT_ID: Final = 88  #: offset of its 16 bytes
 SLOT_BYTES: Final = 128

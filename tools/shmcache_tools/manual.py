@@ -12,8 +12,8 @@ from shmcache_tools.completion import SHELLS, PrintCompletion
 from shmcache_tools.text import make_parser
 
 _ENVIRONMENT = """\
-  SHMCACHE_DIRECTORY  a directory on a tmpfs: where arenas lie, if not in /dev/shm;
-                      the same for the engine's processes and for programs
+  SHMCACHE_DIRECTORY  a directory on a tmpfs, where arenas lie if not in
+                      /dev/shm; the same for engines and for programs
   NO_COLOR            set to anything: no colours
   FORCE_COLOR         set to anything: colours also into a pipe, as for less -R
   TERM                dumb or unknown: no colours, nothing is drawn over
