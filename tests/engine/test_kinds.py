@@ -16,7 +16,7 @@ support.need_vllm()
 
 def test_mla(mla: Path, arena_name: str) -> None:
     """In bfloat16, as vLLM has it. Its tokens vary from run to run without any connector, so bytes tell."""
-    connector = shmcache_connector(arena_name, capacity="64MiB", sync_load_bytes=1)
+    connector = shmcache_connector(arena_name, capacity="256MiB", sync_load_bytes=1)
     with support.engine(mla, connector, {"dtype": "bfloat16"}) as engine:
         support.check_same_bytes(engine, arena_name, prompt(), 14)
         reset(engine)
@@ -32,7 +32,7 @@ def test_mla(mla: Path, arena_name: str) -> None:
 def test_one_rank(llama: Path, arena_name: str) -> None:
     """In bfloat16, whose tokens are the same from run to run where there is one request at a time."""
     asked = prompt()
-    connector = shmcache_connector(arena_name, capacity="64MiB")
+    connector = shmcache_connector(arena_name, capacity="256MiB")
     with support.engine(llama, connector, {"dtype": "bfloat16"}, tp=1) as engine:
         cold = engine.generate(asked)
         wait_stored(arena_name, 14)
@@ -46,7 +46,7 @@ def test_one_rank(llama: Path, arena_name: str) -> None:
 
 
 def test_pipeline_parallelism_is_refused(llama: Path, arena_name: str) -> None:
-    connector = shmcache_connector(arena_name, capacity="64MiB")
+    connector = shmcache_connector(arena_name, capacity="256MiB")
     ranks = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # the harness has bound one
     engine = support.engine(llama, connector, {"pipeline_parallel_size": 2}, ranks, tp=1)
     with pytest.raises(EngineError), engine:

@@ -25,7 +25,7 @@ def lasting_arena() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def engine(gqa: Path, lasting_arena: str) -> Iterator[Engine]:
-    connector = {**shmcache_connector(lasting_arena, capacity="512MiB"), "kv_load_failure_policy": "recompute"}
+    connector = {**shmcache_connector(lasting_arena, capacity="1GiB"), "kv_load_failure_policy": "recompute"}
     with support.engine(gqa, connector) as engine:
         yield engine
         engine.kill("all")

@@ -41,7 +41,7 @@ class Host:
         return [self.running[name] for name in names]
 
     def _start(self, name: str) -> None:
-        connector = shmcache_connector(self.arena, capacity="512MiB", l2=str(self.l2))
+        connector = shmcache_connector(self.arena, capacity="1GiB", l2=str(self.l2))
         self.running[name] = support.engine(self._model, connector).__enter__()
 
     def bury(self, *names: str) -> None:

@@ -80,7 +80,7 @@ def test_needs(bench: Callable[[str], Any]) -> None:
     assert (need.looked_up, need.read) == (16000, 12000)
     assert need.turnover == pytest.approx(2**19 / 4000)
     assert need.rebuild == pytest.approx(2**19 * 1e-7)
-    assert need.populate == pytest.approx(2**39 / 16e9)
+    assert need.populate == pytest.approx(2**39 / 64e9)
     assert need.remote_rate == pytest.approx(16000 * 2**20 / 4)
     assert need.reading_cores == pytest.approx(16000e-6 + 12000 * 2 * 2e-6)
     copied = host.needs(host.Case(host.Model("m", 65536, 1.0, replicated=True), 2, 2), place, costs)
@@ -139,8 +139,8 @@ def test_lists_of_victims(bench: Callable[[str], Any]) -> None:
         (0.04, 1, 4000),
         (0.05, 0, 95),
         (0.06, 0, 1),
-        (0.15, 0, 1),
-        (0.16, 1, 1),
+        (0.65, 0, 1),
+        (0.66, 1, 1),
     ):
         before = holds.scans
         holds(at, (process, hash((at, process)), keys))

@@ -146,7 +146,7 @@ class Filled:
 
     def _scan(self) -> float:
         """An eviction that makes its list of victims anew, less one that does not."""
-        time.sleep(1.2 * STALE_S)
+        time.sleep(1.2 * STALE_S * self.slots)
         first = self._reserve(1, evicts=True)
         return max(first - min(self._reserve(1, evicts=True) for _ in range(2)), 0.0)
 

@@ -13,7 +13,7 @@ from math import ceil
 from scale_costs import UnitCosts
 from scale_layout import MAX_SLOTS, index_bytes, metadata_bytes
 
-POPULATE_THREADS = 16  # of shmcache/segment.py
+POPULATE_THREADS = 64  # of shmcache/segment.py
 PADDING = 0.05  # of an object that its last block may leave empty
 FLOPS_A_PARAMETER = 2.0  # and token
 

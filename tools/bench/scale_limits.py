@@ -122,8 +122,8 @@ def _of_lock(need: Needs, costs: UnitCosts, waits: Sequence[Wait]) -> Iterator[L
         "all of the time",
         capacity_of(waits),
         "load",
-        f"a process throws its list of {victims(need.slots):,} victims away after {time_text(STALE_S)}: keep it until "
-        "it is used up, or one list for all in the segment; then a lock a shard of the slots",
+        f"a process throws its list of {victims(need.slots):,} victims away after {time_text(STALE_S * need.slots)}: "
+        "keep it until it is used up, or one list for all in the segment; then a lock a shard of the slots",
     )
     yield Limit(
         "the arena lock, p99 wait",

@@ -103,7 +103,7 @@ def serve(arrivals: Iterable[tuple[float, Any]], hold: Callable[[float, Any], fl
 
 @dataclass(frozen=True)
 class Rules:
-    """Of lists of victims: how long one is used, and whether there is one for all processes."""
+    """Of lists of victims: how long one is used, in seconds a slot, and whether there is one for all processes."""
 
     stale_s: float = STALE_S
     one_list: bool = False
@@ -119,7 +119,7 @@ class Holds:
         self._case, self._costs = case, costs
         self._reserve = costs.reserve_key + costs.evict_key.at(need.lanes)
         self._scan, self._victims = need.scan, victims(need.slots)
-        self._rules = rules
+        self._rules, self._stale_s = rules, rules.stale_s * need.slots
         self._listed = np.full(case.engines * case.tp, -np.inf)
         self._left = np.zeros(case.engines * case.tp)
         self._evicted_at = np.zeros(case.engines * case.tp)
@@ -138,7 +138,7 @@ class Holds:
         """Lists that are made for so many evictions. What others evicted since was in this list, too."""
         process = 0 if self._rules.one_list else process
         left = self._left[process] - (self._evicted - self._evicted_at[process])
-        if start - self._listed[process] >= self._rules.stale_s:
+        if start - self._listed[process] >= self._stale_s:
             left, self._listed[process] = 0, start
         missing = max(keys - max(left, 0), 0)
         scans = int(-(-missing // self._victims))
