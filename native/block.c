@@ -175,7 +175,8 @@ int sc_back(struct sc_segment *s, uint64_t block, uint64_t n)
     uint64_t end = block + n;
     while ((block = next_bit(sc_backed(s), block, end, false)) < end) {
         uint64_t upto = next_bit(sc_backed(s), block, end, true);
-        int rc = allocate(s, block, upto - block);
+        /* None, where another writer of the same object was quicker between the two looks. */
+        int rc = upto > block ? allocate(s, block, upto - block) : 0;
         if (rc < 0)
             return rc;
         block = upto;
