@@ -160,6 +160,9 @@ static enum sc_status reserve(struct sc_segment *s, const struct sc_key *k, cons
         *reaped = true; /* once a batch: what dead lanes still hold may be the room that is missing */
         found = sc_reap_dead(s, &r) && find_room(s, terms->region, (uint32_t)blocks, &block, &slot);
     }
+    /* Who was reaped for room may have been the region's owner: what lies in it now is lost, and its number soon another's. */
+    if (!sc_region_stays(s, terms->region))
+        return SC_LOST;
     if (!found)
         return SC_NO_SPACE;
     if (stuck != SC_NO_SLOT && !take_key(s, k, stuck))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes._packages import need
 
 import shmcache
 
@@ -91,7 +92,7 @@ def _peers_here() -> dict[str, str]:
 
 
 def test_everything_is_measured(tmp_path: Path) -> None:
-    pytest.importorskip("lmdb")
+    need("lmdb")
     path = tmp_path / "peers.json"
     code, out, err = _run("--peers", ",".join(_peers_here()), "--json", str(path), TMPDIR=str(tmp_path))
     assert (code, err) == (0, "")
@@ -142,7 +143,7 @@ def test_who_is_missing_is_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_plot(ending: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    need("matplotlib")
     path = tmp_path / f"plot.{ending}"
     code, _, err = _run("--only", "miss", "--peers", "shared_memory", "--plot", str(path))
     assert (code, err) == (0, "")
